@@ -1,0 +1,167 @@
+"""KAConv2d: convolution, norm and activation with an attention over kernel positions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kaconv import ops
+from kaconv.layers.attention import ATTENTION_GENERATORS
+
+
+class KAConv2d(nn.Module):
+    """Kernel attention convolution. It takes the place of a whole convolution, norm, activation triple.
+
+    Every position of the kernel is a 1×1 convolution with a norm of its own (`Y_p = act(norm_p(Z_p))`); the output is
+    their sum, weighed by an attention that differs by sample, output channel and kernel position, and is computed
+    from the pooled Y_p (KAConv, Neurocomputing 2022, section 3).
+
+    Args:
+        kernel_size, stride, padding, dilation: an int, or a (height, width) pair. `padding=None` stands for
+            `dilation * (kernel_size // 2)`, which keeps the size of the input where the kernel is odd and the
+            stride is 1.
+        attention: "L" (light) or "H" (heavy) attention generator.
+        reduction, min_hidden: the generator's hidden width is `max(out_channels // reduction, min_hidden)`.
+        logit_bias: whether the attention logits have a bias (the paper's ResNets have, its ResNeXts and
+            MobileNetV2s have not).
+        norm_layer: called with a number of channels, gives the norm of one position.
+        act_layer: called without arguments, gives an elementwise activation. It is never run in place.
+
+    Shape:
+        Input (N, in_channels, Hin, Win), output (N, out_channels, H, W) with H and W as in `torch.nn.Conv2d`.
+
+    Attributes:
+        weight: (out_channels, in_channels / groups, kh, kw), as an ordinary convolution's; there is no bias.
+        norm: the norms of all K = kh·kw positions, on (N, K·out_channels, H, W).
+        attention_generator: (N, K, out_channels) pooled maps to (N, K, out_channels) attention. A forward hook on it
+            sees the attention, and may replace it.
+
+    Raises:
+        ValueError: for sizes that do not fit together, an unknown `attention`, an input of the wrong shape, or a
+            training batch of one sample with AG-L.
+
+    Example:
+        >>> layer = KAConv2d(64, 128, 3, stride=2, attention="H")
+        >>> layer(torch.randn(8, 64, 32, 32)).shape
+        torch.Size([8, 128, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | None = None,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        *,
+        attention: str = "L",
+        reduction: int = 16,
+        min_hidden: int = 32,
+        logit_bias: bool = True,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        act_layer: Callable[[], nn.Module] = nn.ReLU,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if attention not in ATTENTION_GENERATORS:
+            raise ValueError(f"unknown attention {attention!r}; choose from {', '.join(ATTENTION_GENERATORS)}")
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = _pair("kernel_size", kernel_size, least=1)
+        self.stride = _pair("stride", stride, least=1)
+        self.dilation = _pair("dilation", dilation, least=1)
+        if padding is None:
+            padding = tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        self.padding = _pair("padding", padding, least=0)
+        self.groups = groups
+        self.attention = attention
+
+        positions = self.kernel_size[0] * self.kernel_size[1]
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.norm = _position_norm(norm_layer, positions, out_channels)
+        self.act = act_layer()
+        if getattr(self.act, "inplace", False):
+            self.act.inplace = False  # it would overwrite what a hook on `norm` has seen
+        hidden = max(out_channels // reduction, min_hidden)
+        self.attention_generator = ATTENTION_GENERATORS[attention](out_channels, positions, hidden, logit_bias)
+        self.reset_parameters()
+        self.to(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Kaiming-normal (fan-in) weights, zero biases, fresh norms.
+
+        The fan-in of the kernel is that of one position, in_channels / groups: each is normalised by itself.
+        """
+        nn.init.normal_(self.weight, std=(2 * self.groups / self.in_channels) ** 0.5)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        return ops.kaconv2d(
+            x,
+            self.weight,
+            self.norm,
+            self.act,
+            self.attention_generator,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"KAConv2d expects an input (N, {self.in_channels}, height, width); got {tuple(x.shape)}")
+        for axis in (0, 1):
+            padded = x.shape[2 + axis] + 2 * self.padding[axis]
+            extent = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            if padded < extent:
+                raise ValueError(
+                    f"the input's {('height', 'width')[axis]}, {padded} with padding, is smaller than the kernel's "
+                    f"extent, {extent}"
+                )
+
+    def extra_repr(self) -> str:
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}"
+        )
+        if self.dilation != (1, 1):
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        return text + f", attention={self.attention!r}"
+
+
+class PerPositionNorm(nn.ModuleList):
+    """One norm for each kernel position, for norms that look across channels: (N, K·C, H, W) to the same."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.cat([norm(z_p) for norm, z_p in zip(self, z.chunk(len(self), dim=1), strict=True)], dim=1)
+
+
+def _position_norm(norm_layer: Callable[[int], nn.Module], positions: int, channels: int) -> nn.Module:
+    norm = norm_layer(channels)
+    if isinstance(norm, _BatchNorm):
+        # Batch norm treats channels apart: one over K·C channels is K of them over C, in a single call.
+        return norm_layer(positions * channels)
+    return PerPositionNorm([norm, *(norm_layer(channels) for _ in range(positions - 1))])
+
+
+def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+        raise ValueError(f"{name} must be an integer of at least {least}, or a pair of them; got {value!r}")
+    return pair

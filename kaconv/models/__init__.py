@@ -1,0 +1,5 @@
+"""Models by name: the 15 of the paper's table, and a small family for pictures of 32×32."""
+
+from kaconv.models.registry import create_model, list_models
+
+__all__ = ["create_model", "list_models"]
