@@ -55,7 +55,7 @@ def table_rows(results_dir: Path = RESULTS_DIR, progress: bool = False) -> list[
         ValueError: if a file in `results_dir` is not a result of `kaconv evaluate`.
     """
     measured = read_results(results_dir)
-    bar = tqdm(TABLE, desc="Counting", unit="model", disable=not progress, leave=False)
+    bar = tqdm(TABLE, desc="Counting", unit="model", disable=None if progress else True, leave=False)
     return [table_row(row, measured.get(row.model)) for row in bar]
 
 

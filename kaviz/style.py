@@ -1,7 +1,6 @@
 """One look for every figure: palette, colour maps, sizes."""
 
 import matplotlib
-import seaborn as sns
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and line styles tell them apart in grey.
 VARIANT_COLORS = {"plain": "#4D4D4D", "L": "#0072B2", "H": "#D55E00"}
@@ -17,6 +16,8 @@ WIDTH = 8.0  # inches: a full-width figure, as wide as a report's text column
 
 def set_style() -> None:
     """Set matplotlib's defaults for the session; notebooks call it once."""
+    import seaborn as sns  # it takes a second, which `kaviz --help` need not wait for
+
     sns.set_theme(context="notebook", style="ticks", font_scale=0.9)
     matplotlib.rcParams.update(
         {

@@ -5,7 +5,7 @@ import numpy as np
 
 def kernel_maps(x, weight, stride, padding, dilation, groups):
     """Z[n, p, c, i, j] = Σ_m W[c, m, u, v] · X[n, m', i·s + u·d − pad, j·s + v·d − pad], zero outside the image."""
-    n_samples, cin, height, width = x.shape
+    n_samples, _, height, width = x.shape
     cout, per_group, kh, kw = weight.shape
     out_h = (height + 2 * padding[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     out_w = (width + 2 * padding[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1

@@ -1,0 +1,75 @@
+"""The command `kaviz`."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+DEFAULT_SPEC = "reports/specs/default.yaml"
+
+_REPORT_HELP = """\
+Run the notebooks of a spec and turn them into pages that open with no network.
+
+A spec is a YAML file:
+
+  title: KAConv on handwritten digits
+  description: What the page says below the title.
+  parameters:                   # for every notebook that declares them
+    runs: reports/out/runs
+  entries:
+    - notebook: 02_training     # in notebooks/, or a path from the project folder
+      name: training-smoke      # its folder and address; default: the notebook's name
+      title: Training, briefly  # default: the notebook's first heading
+      timeout: 90               # seconds for the whole notebook; default: 600
+      parameters:               # by the names and types of its `parameters` cell
+        epochs: 1
+
+The same notebook may appear again under another name. Everything is checked before anything runs; a notebook that
+fails leaves its traceback on its page, and the others run. Each runs in the project folder, with KAVIZ_OUT set to
+the folder that holds its page, its executed notebook and its metrics.json.
+
+Exit status: 0 if all went well, 1 if a notebook failed or ran out of time, 2 if the spec or the command is wrong.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="kaviz", description="Seeing what kernel attention convolutions do.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    report = commands.add_parser(
+        "report",
+        help="run the notebooks of a spec and write their pages",
+        description=_REPORT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    report.add_argument("spec", nargs="?", default=DEFAULT_SPEC, metavar="SPEC", help=f"default: {DEFAULT_SPEC}")
+    report.add_argument("--out", metavar="DIR", help="default: reports/out/<spec name> in the spec's project folder")
+    args = parser.parse_args(argv)
+    # A terminated report ends its notebook too: turn the signal into the exception that lets `finally` run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return _report(args.spec, args.out)
+    except (ValueError, OSError) as error:
+        print(f"kaviz: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kaviz: interrupted", file=sys.stderr)
+        return 130
+
+
+def _report(spec_path: str, out: str | None) -> int:
+    from kaviz.reports.run import run_report
+    from kaviz.reports.spec import load_spec
+
+    spec = load_spec(spec_path)
+    folder = Path(out) if out else spec.root / "reports" / "out" / spec.name
+    index = (folder / "index.html").resolve()
+    all_done = run_report(spec, folder)
+    if not all_done:
+        print("kaviz: not every notebook ran to its end; the index says which", file=sys.stderr)
+    print(f"\nReport: {os.path.relpath(index)}\n        {index}")
+    return 0 if all_done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

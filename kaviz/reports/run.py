@@ -1,0 +1,191 @@
+"""Running a spec: each notebook through papermill in a process of its own, then its page, at the end the index."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import psutil
+from tqdm import tqdm
+
+from kaconv.files import write_json
+from kaviz.reports.metrics import read_metrics
+from kaviz.reports.page import Summary, write_index, write_page
+from kaviz.reports.spec import Entry, Spec
+
+_CHILD = Path(__file__).with_name("execute.py")
+_LOG_EVERY = 30  # seconds between progress lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `status` is "done", "failed" or "timed out"; `error` is one line, empty when done."""
+
+    status: str
+    error: str
+    seconds: float
+
+
+def run_report(spec: Spec, out: Path) -> bool:
+    """Run every entry of `spec`, and write its page to `out`/<entry>/ and the index to `out`/index.html.
+
+    An entry that fails does not stop the others. What an earlier run left in `out` is replaced entry by entry, each
+    when its new one is complete. Returns whether all went well.
+    """
+    began = time.monotonic()
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    summaries = []
+    for number, entry in enumerate(spec.entries, 1):
+        _say(f"[{number}/{len(spec.entries)}] {entry.name}")
+        summary = run_entry(entry, spec, out)
+        _say(f"      {summary.status} in {summary.seconds:.1f} s" + (f": {summary.error}" if summary.error else ""))
+        summaries.append(summary)
+    write_index(out / "index.html", spec, summaries, time.monotonic() - began)
+    return all(summary.status == "done" for summary in summaries)
+
+
+def run_entry(entry: Entry, spec: Spec, out: Path) -> Summary:
+    """Run one entry, write its page, and put its folder in the place of an earlier run's."""
+    draft = out / f".{entry.name}.new"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    executed = draft / entry.notebook.name
+    outcome = execute(entry, spec.root, executed)
+    metrics = read_metrics(draft)
+    write_json(
+        draft / "metrics.json",
+        {
+            "name": entry.name,
+            "notebook": entry.notebook.name,
+            "status": outcome.status,
+            "error": outcome.error,
+            "duration_s": round(outcome.seconds, 2),
+            "parameters": entry.parameters,
+            "metrics": metrics,
+        },
+    )
+    summary = write_page(draft, executed, entry, spec, outcome, metrics)
+    _swap(draft, out / entry.name)
+    return summary
+
+
+def execute(entry: Entry, cwd: Path, executed: Path) -> Outcome:
+    """Run a notebook to the file `executed`, whose folder it gets as KAVIZ_OUT, within the entry's time limit."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, open(Path(scratch, "log"), "w+", encoding="utf-8") as log:
+        progress = Path(scratch, "progress")
+        progress.write_text("0")
+        job = Path(scratch, "job.json")
+        job.write_text(
+            json.dumps(
+                {
+                    "notebook": str(entry.notebook),
+                    "output": str(executed),
+                    "parameters": entry.given,
+                    "cwd": str(cwd),
+                    "timeout": entry.timeout,
+                    "progress": str(progress),
+                }
+            )
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(_CHILD), str(job)],  # as a script: it need not import torch
+            cwd=cwd,
+            env=kernel_environment(executed.parent),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            in_time = _wait(process, entry, progress, began)
+        finally:  # also on Ctrl-C
+            _kill(process)
+        log.seek(0)
+        last_words = log.read().strip().splitlines()[-1:]
+    seconds = time.monotonic() - began
+    if not _readable(executed):  # it ended before papermill's first save, or within one
+        shutil.copyfile(entry.notebook, executed)
+    if not in_time:
+        return Outcome("timed out", f"timed out after {entry.timeout:g} s", seconds)
+    if process.returncode:
+        return Outcome("failed", _first_error(executed) or " ".join(last_words) or "the run ended early", seconds)
+    return Outcome("done", "", seconds)
+
+
+def kernel_environment(folder: Path) -> dict[str, str]:
+    """The environment of a run: this Python's own kernel, inline figures, no text bars of tqdm, and KAVIZ_OUT."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("JUPYTER_PATH", "MPLBACKEND")}
+    return environment | {
+        "KAVIZ_OUT": str(folder),
+        "TQDM_DISABLE": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",  # else a python3 kernel in the user's home may win
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+
+
+def _wait(process: subprocess.Popen, entry: Entry, progress: Path, began: float) -> bool:
+    """Follow a run until it ends (True) or its time is up (False)."""
+    cells = len(nbformat.read(entry.notebook, as_version=4).cells) + bool(entry.given)
+    layout = "      cell {n_fmt} of {total_fmt}, {elapsed}"
+    next_line = _LOG_EVERY
+    with tqdm(total=cells, bar_format=layout, leave=False, disable=None) as bar:
+        while process.poll() is None:
+            elapsed = time.monotonic() - began
+            if elapsed > entry.timeout:
+                return False
+            bar.n = int(progress.read_text() or bar.n)
+            bar.refresh()
+            if bar.disable and elapsed > next_line:
+                _say(f"      cell {bar.n} of {cells}, {elapsed:.0f} s")
+                next_line += _LOG_EVERY
+            time.sleep(0.2)
+    return True
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End a run with all it started: the kernel has a process group of its own, so it is found by its parent."""
+    family = []
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=5)
+
+
+def _readable(notebook: Path) -> bool:
+    try:
+        nbformat.read(notebook, as_version=4)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _first_error(executed: Path) -> str:
+    for cell in nbformat.read(executed, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return f"{output.ename}: {output.evalue}".strip().splitlines()[0]
+    return ""
+
+
+def _swap(draft: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

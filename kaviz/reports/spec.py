@@ -1,0 +1,227 @@
+"""Report specs: which notebooks run with which parameters, checked in full before anything runs."""
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from kaviz.reports.static import unreadable_maths
+
+_SPEC_KEYS = ("title", "description", "parameters", "entries")
+_ENTRY_KEYS = ("notebook", "name", "title", "parameters", "timeout")
+_TYPES = {"bool", "int", "float", "str", "list", "tuple", "dict", "None"}
+DEFAULT_TIMEOUT = 600
+
+
+class SpecError(ValueError):
+    """A spec that cannot run, with all of its problems."""
+
+    def __init__(self, path: Path, problems: list[str]):
+        self.problems = problems
+        text = f" {problems[0]}" if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
+        super().__init__(f"{path}:{text}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of one notebook. `given` is what papermill injects, `parameters` every parameter at its final value."""
+
+    name: str
+    title: str | None
+    notebook: Path
+    given: dict
+    parameters: dict
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A checked spec; `root` is the project folder, in which every notebook runs."""
+
+    name: str
+    title: str
+    description: str
+    root: Path
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as its notebook declares it; `types` holds type names, or is None where any value will do."""
+
+    default: object
+    types: frozenset[str] | None
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read and check the spec at `path`.
+
+    The project folder is the nearest one above the spec that holds a pyproject.toml, else the spec's own. A notebook
+    is named relative to it or to its notebooks folder. Parameters at the top level go to every notebook that declares
+    them; an entry's own take precedence.
+
+    Raises FileNotFoundError, and SpecError with everything that is wrong with the spec.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no report spec at {path}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SpecError(path, [f"not valid YAML: {error}"]) from None
+    if not isinstance(raw, dict):
+        raise SpecError(path, [f"a spec is a mapping with the keys {', '.join(_SPEC_KEYS)}"])
+
+    folder = path.resolve().parent
+    root = next((parent for parent in (folder, *folder.parents) if (parent / "pyproject.toml").exists()), folder)
+    problems = _unknown(raw, _SPEC_KEYS, "the spec")
+    problems += [
+        f"{key} must be text, not {raw[key]!r}"
+        for key in ("title", "description")
+        if not isinstance(raw.get(key, ""), str)
+    ]
+    shared = _mapping(raw, "parameters", "the spec", problems)
+    items = raw.get("entries")
+    if not isinstance(items, list) or not items:
+        problems.append("entries must be a list with at least one notebook")
+        items = []
+    entries = []
+    for number, item in enumerate(items, 1):
+        if isinstance(item, dict) and isinstance(item.get("notebook"), str):
+            entries.append(_check_entry(item, shared, root, problems))
+        else:
+            problems.append(f"entry {number} must be a mapping with a notebook, not {item!r}")
+    if not problems:  # else a notebook that could not be read may declare them
+        used = {name for entry in entries for name in entry.parameters}
+        problems += [f"no notebook declares the shared parameter {name!r}" for name in shared if name not in used]
+    names = [entry.name for entry in entries]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"{names.count(name)} entries are called {name!r}; give each a name of its own")
+    if problems:
+        raise SpecError(path, list(dict.fromkeys(problems)))
+    return Spec(path.stem, raw.get("title", path.stem), raw.get("description", ""), root, tuple(entries))
+
+
+def _check_entry(item: dict, shared: dict, root: Path, problems: list[str]) -> Entry:
+    notebook = _find_notebook(item["notebook"], root)
+    name = item.get("name", notebook.stem)
+    where = f"entry {name!r}"
+    problems += _unknown(item, _ENTRY_KEYS, where)
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
+        problems.append(f"{where}: a name has letters, digits, '_' and '-' only")
+    if not isinstance(item.get("title", ""), str):
+        problems.append(f"{where}: title must be text, not {item['title']!r}")
+    timeout = item.get("timeout", DEFAULT_TIMEOUT)
+    if type(timeout) not in (int, float) or timeout <= 0:
+        problems.append(f"{where}: timeout must be a number of seconds above 0, not {timeout!r}")
+    given, parameters = _mapping(item, "parameters", where, problems), {}
+    try:
+        content = nbformat.read(notebook, as_version=4)
+        cell = next((cell for cell in content.cells if "parameters" in cell.metadata.get("tags", [])), None)
+        declared = declared_parameters(cell.source) if cell else {}
+    except FileNotFoundError:
+        problems.append(f"{where}: no notebook {item['notebook']!r} in {root} or its notebooks folder")
+    except (ValueError, SyntaxError) as error:
+        problems.append(f"{where}: {notebook.name} cannot be read: {error}")
+    else:
+        problems += [f"{notebook.name}: {problem}" for problem in unreadable_maths(content)]
+        given = {key: value for key, value in shared.items() if key in declared} | given
+        if given and not cell:
+            problems.append(f"{where}: {notebook.name} has no cell with the tag 'parameters', so it takes none")
+        else:
+            problems += [f"{where}: {problem}" for problem in _wrong_parameters(given, declared)]
+        parameters = {key: parameter.default for key, parameter in declared.items()} | given
+    return Entry(str(name), item.get("title"), notebook, given, parameters, timeout)
+
+
+def _wrong_parameters(given: dict, declared: dict[str, Parameter]) -> list[str]:
+    problems = []
+    for key, value in given.items():
+        if key not in declared:
+            problems.append(f"no parameter is called {key!r}{_suggest(key, declared)}")
+        elif problem := _mismatch(value, declared[key]):
+            problems.append(f"parameter {key!r} is {value!r}, {problem}")
+    return problems
+
+
+def declared_parameters(source: str) -> dict[str, Parameter]:
+    """The parameters that a `parameters` cell assigns.
+
+    Read from the syntax tree: `papermill.inspect_notebook` goes by a pattern that overlooks `x: int | None = None`.
+    """
+    declared = {}
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign):
+            targets, annotation = statement.targets, None
+        elif isinstance(statement, ast.AnnAssign) and statement.value:
+            targets, annotation = [statement.target], ast.unparse(statement.annotation)
+        else:
+            continue
+        try:
+            default = ast.literal_eval(statement.value)
+            inferred = None if default is None else type(default).__name__
+        except (ValueError, TypeError):  # an expression: known only once the notebook runs
+            default, inferred = ast.unparse(statement.value), None
+        names = re.split(r"\s*\|\s*", annotation.strip("'\"")) if annotation else [inferred]
+        types = frozenset(name.split("[")[0] for name in names if name)
+        for target in targets:
+            if isinstance(target, ast.Name):
+                declared[target.id] = Parameter(default, types if types and types <= _TYPES else None)
+    return declared
+
+
+def _mismatch(value: object, parameter: Parameter) -> str | None:
+    """What is wrong with `value`, else None."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return "which is neither text, a finite number, a list nor a mapping of these (quote dates)"
+    if parameter.types is None:
+        return None
+    if not _fits(value, parameter.types):
+        expected = " or ".join(sorted(parameter.types))
+        hint = ""
+        if "float" in parameter.types and isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
+            hint = " (YAML takes 1e-3 for text: write 1.0e-3)"
+        return f"a {_type_name(value)}, where the notebook expects {expected}{hint}"
+    if isinstance(value, list) and isinstance(parameter.default, (list, tuple)) and parameter.default:
+        expected = {_type_name(item) for item in parameter.default}
+        if wrong := [item for item in value if not _fits(item, expected)]:
+            return f"whose item {wrong[0]!r} is a {_type_name(wrong[0])}, not {' or '.join(sorted(expected))}"
+    return None
+
+
+def _fits(value: object, types: set[str] | frozenset[str]) -> bool:
+    name = _type_name(value)
+    return name in types or (name == "int" and "float" in types) or (name == "list" and "tuple" in types)
+
+
+def _type_name(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _find_notebook(name: str, root: Path) -> Path:
+    candidates = [root / name, root / f"{name}.ipynb", root / "notebooks" / name, root / "notebooks" / f"{name}.ipynb"]
+    return next((path for path in candidates if path.is_file()), root / name)
+
+
+def _mapping(raw: dict, key: str, where: str, problems: list[str]) -> dict:
+    value = raw.get(key) or {}
+    if isinstance(value, dict):
+        return value
+    problems.append(f"{where}: {key} must be a mapping, not {value!r}")
+    return {}
+
+
+def _unknown(raw: dict, allowed: tuple[str, ...], where: str) -> list[str]:
+    return [f"{where} has an unknown key {key!r}{_suggest(key, allowed)}" for key in raw if key not in allowed]
+
+
+def _suggest(name: object, allowed) -> str:
+    close = get_close_matches(str(name), allowed, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(allowed)}"

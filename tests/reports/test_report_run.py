@@ -1,0 +1,197 @@
+"""One report of four tiny notebooks, run once; each test looks at one thing it left behind."""
+
+import json
+import sys
+
+import nbformat
+import psutil
+import pytest
+from bs4 import BeautifulSoup
+from PIL import Image
+
+from kaviz.cli import main
+from kaviz.reports.run import run_entry
+from kaviz.reports.spec import load_spec
+
+FIGURE = """
+import os, sys
+import ipywidgets
+import matplotlib.pyplot as plt
+from IPython.display import display
+from tqdm.notebook import tqdm
+from kaviz.reports import report_folder, save_metrics
+
+for _ in tqdm(range(epochs), desc="a bar"):
+    pass
+plt.figure(figsize=(4, 3))
+plt.plot([1, 2])
+plt.show()
+(report_folder() / "data.txt").write_text("kept")
+slider = ipywidgets.IntSlider(value=epochs, description="Channel:")
+display(ipywidgets.HBox([slider, ipywidgets.HTML("<i>caption</i>")]))
+save_metrics({"python": sys.executable, "folder": os.getcwd(), "error (%)": 2.5, "epochs": epochs})
+"""
+
+SPEC = """
+title: A study
+description: Of *four* notebooks.
+entries:
+  - notebook: figure
+    parameters: {epochs: 2}
+  - notebook: fails
+  - notebook: hangs
+    timeout: 15
+  - notebook: figure
+    name: last
+    title: Once more
+"""
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def report(shared_project, tmp_path_factory):
+    """(exit code, project, output folder) of the report."""
+    project = shared_project
+    project.notebook(
+        "figure", "# Does it learn?\n\nWe ask whether $A_p$ matters.\n\nMore.", FIGURE, parameters="epochs = 1"
+    )
+    project.notebook("fails", "# It fails", "print('before')", "1 / 0", "print('never')")
+    project.notebook(
+        "hangs",
+        "# It hangs",
+        "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid()))",
+        "while True: time.sleep(1)",
+    )
+    # A kernel called python3 that is another environment's: it must not be taken.
+    foreign = tmp_path_factory.mktemp("jupyter")
+    (foreign / "kernels" / "python3").mkdir(parents=True)
+    (foreign / "kernels" / "python3" / "kernel.json").write_text(
+        json.dumps({"argv": ["/bin/false"], "display_name": "foreign", "language": "python"})
+    )
+    out = project.root / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(foreign))
+        patch.setenv("JUPYTER_DATA_DIR", str(foreign))
+        code = main(["report", str(project.spec(SPEC)), "--out", str(out)])
+    return code, project, out
+
+
+def metrics(folder) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def soup(page) -> BeautifulSoup:
+    return BeautifulSoup(page.read_text(), "html.parser")
+
+
+def test_a_failure_gives_exit_code_1_and_the_rest_runs(report):
+    code, _, out = report
+    assert code == 1
+    status = {name: metrics(out / name)["status"] for name in ("figure", "fails", "hangs", "last")}
+    assert status == {"figure": "done", "fails": "failed", "hangs": "timed out", "last": "done"}
+
+
+def test_a_run_is_in_this_environment_and_in_the_project_folder(report):
+    _, project, out = report
+    got = metrics(out / "figure")["metrics"]
+    assert got["python"] == sys.executable
+    assert got["folder"] == str(project.root)
+
+
+def test_metrics_hold_parameters_and_duration(report):
+    out = report[2]
+    first, last = metrics(out / "figure"), metrics(out / "last")
+    assert (first["parameters"], last["parameters"]) == ({"epochs": 2}, {"epochs": 1})
+    assert (first["metrics"]["epochs"], last["metrics"]["epochs"]) == (2, 1)
+    assert 0 < first["duration_s"] < 120
+    assert (out / "figure" / "data.txt").read_text() == "kept"
+
+
+def test_a_traceback_is_on_its_page_and_only_there(report):
+    out = report[2]
+    page = soup(out / "fails" / "index.html").get_text()
+    assert "ZeroDivisionError: division by zero" in page
+    assert "Traceback (most recent call last)" in page
+    assert "\x1b" not in page
+    assert "before" in page
+    assert "never" not in page
+    assert "Traceback" not in soup(out / "last" / "index.html").main.get_text()
+
+
+def test_a_notebook_out_of_time_is_killed_with_its_kernel(report):
+    _, project, out = report
+    result = metrics(out / "hangs")
+    assert result["error"] == "timed out after 15 s"
+    assert result["duration_s"] < 60
+    assert not psutil.pid_exists(int((project.root / "pid").read_text()))
+
+
+def test_pages_load_nothing_and_every_link_leads_somewhere(report):
+    out = report[2]
+    pages = [out / "index.html", *(out / name / "index.html" for name in ("figure", "fails", "hangs", "last"))]
+    for page in pages:
+        tree = soup(page)
+        assert not tree.find_all(["script", "link", "iframe"])
+        assert "@import" not in page.read_text()
+        assert "url(" not in page.read_text()
+        for image in tree.find_all("img"):
+            assert image.has_attr("alt")
+            assert image["src"].startswith("data:") or (page.parent / image["src"]).is_file()
+        for link in tree.find_all("a"):
+            assert (page.parent / link["href"]).is_file()
+
+
+def test_a_page_shows_figure_formula_and_widget_but_neither_code_nor_bar(report):
+    tree = soup(report[2] / "figure" / "index.html")
+    assert tree.h1.get_text() == "Does it learn?"
+    assert len(tree.find_all("h1")) == 1
+    assert tree.select_one("img.tex")["alt"] == "A_p"
+    assert tree.select_one(".output_png img")["alt"] == "Figure 1, in “Does it learn?”"
+    text = tree.get_text()
+    assert "Channel 2" in text
+    assert "caption" in text
+    assert "a bar" not in text
+    assert "import" not in text
+    assert nbformat.read(report[2] / "figure" / "figure.ipynb", as_version=4).cells
+
+
+def test_the_index_has_a_card_for_each_entry(report):
+    out = report[2]
+    tree = soup(out / "index.html")
+    titles = [card.h2.get_text() for card in tree.select(".card")]
+    assert titles == ["Does it learn?", "It fails", "It hangs", "Once more"]
+    first, fails, hangs, _ = tree.select(".card")
+    assert "We ask whether" in first.get_text()
+    assert "2.5" in first.get_text()
+    assert "More." not in first.get_text()
+    assert fails.select_one(".badge.bad").get_text() == "failed"
+    assert hangs.select_one(".badge.bad").get_text() == "timed out"
+    with Image.open(out / "figure" / "thumbnail.png") as thumbnail:
+        assert len(thumbnail.getcolors(1 << 20)) > 2
+    assert "torch" in tree.footer.get_text()
+
+
+def test_a_rerun_replaces_the_entry_and_leaves_the_rest(report):
+    _, project, out = report
+    stale, neighbour = out / "fails" / "stale.txt", out / "runs" / "weights"
+    neighbour.parent.mkdir()
+    for path in (stale, neighbour):
+        path.touch()
+    spec = load_spec(project.spec("entries: [{notebook: fails}]"))
+    assert run_entry(spec.entries[0], spec, out).status == "failed"
+    assert not stale.exists()
+    assert neighbour.exists()
+    assert not list(out.glob(".*"))
+
+
+def test_a_notebook_cut_off_while_it_is_saved_still_gets_a_page(project, monkeypatch):
+    project.notebook("cut", "# Cut off")
+    spec = load_spec(project.spec("entries: [{notebook: cut}]"))
+    child = project.root / "child.py"
+    child.write_text("import json, sys; open(json.load(open(sys.argv[1]))['output'], 'w').write('{'); sys.exit(9)")
+    monkeypatch.setattr("kaviz.reports.run._CHILD", child)
+    summary = run_entry(spec.entries[0], spec, project.root)
+    assert (summary.status, summary.error) == ("failed", "the run ended early")
+    assert soup(project.root / "cut" / "index.html").h1.get_text() == "Cut off"
