@@ -1,8 +1,31 @@
 """Kernel attention convolutions (KAConv, Neurocomputing 2022) for PyTorch."""
 
-from kaconv.capture import AttentionCapture, AttentionRecord
-from kaconv.layers import KAConv2d
-from kaconv.models import create_model, list_models
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kaconv.capture import AttentionCapture, AttentionRecord
+    from kaconv.layers import KAConv2d
+    from kaconv.models import create_model, list_models
 
 __version__ = "0.1.0"
 __all__ = ["AttentionCapture", "AttentionRecord", "KAConv2d", "create_model", "list_models"]
+
+_MODULES = {
+    "AttentionCapture": "capture",
+    "AttentionRecord": "capture",
+    "KAConv2d": "layers",
+    "create_model": "models",
+    "list_models": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch on first use, so that `kaconv --help` answers at once."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

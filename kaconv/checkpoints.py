@@ -1,0 +1,91 @@
+"""Trained models as single safetensors files that say what they are: model name, classes, preprocessing."""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from kaconv.data import Preprocessing
+from kaconv.files import replacing
+from kaconv.models import create_model
+
+METADATA_KEY = "kaconv"  # one key: safetensors writes several in no fixed order, and equal models should be equal files
+
+
+@dataclass
+class Checkpoint:
+    """A model in evaluation mode on the CPU, with its registered name, class names, preprocessing and further facts."""
+
+    model: nn.Module
+    name: str
+    classes: list[str]
+    preprocessing: Preprocessing
+    info: dict
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    name: str,
+    classes: list[str],
+    preprocessing: Preprocessing,
+    info: dict | None = None,
+) -> None:
+    """Write a model's weights and buffers to a safetensors file, in one step.
+
+    Args:
+        name: what `create_model` builds this model from.
+        classes: one name per output of the model.
+        info: further JSON-able facts, such as the epoch and the errors; the versions of kaconv and torch are added.
+    """
+    metadata = {
+        "name": name,
+        "classes": list(classes),
+        "preprocessing": preprocessing.to_dict(),
+        "info": {**(info or {}), "versions": {package: version(package) for package in ("kaconv", "torch")}},
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a kaconv checkpoint, or its weights do not fit the model that it names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path.resolve()}")
+    metadata, tensors = _read(path)
+    try:
+        name, classes, info = metadata["name"], metadata["classes"], metadata["info"]
+        preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+    except KeyError as error:
+        raise ValueError(f"{path}: the checkpoint's metadata lacks {error}") from None
+    model = create_model(name, num_classes=len(classes))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights do not fit {name} with {len(classes)} classes: {error}") from None
+    return Checkpoint(model.eval(), name, classes, preprocessing, info)
+
+
+def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+    if metadata is None:
+        raise ValueError(f"{path} is a safetensors file, but says no model name, classes and preprocessing for kaconv")
+    return json.loads(metadata), tensors

@@ -1,0 +1,222 @@
+"""The `kaconv` command. A subcommand is `add_x_parser`, which says what it takes, and `run_x`, which does it.
+
+What needs torch is imported where it runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_type_hints
+
+EXAMPLES = """\
+examples:
+  kaconv table
+  kaconv list 'ka_*'
+  kaconv train --model ka_resnet29_cifar_l --data digits --epochs 5 --out runs/first
+  kaconv evaluate --checkpoint runs/first/best.safetensors --data digits
+
+`kaconv COMMAND --help` says more about each command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (None: that of the process) and return its exit status.
+
+    2: wrong arguments, missing files or data, a training that diverged; 130: interrupted.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        print("kaconv: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"kaconv: error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; `args.run(args)` does what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="kaconv",
+        description="Kernel attention convolutions: models, training, evaluation.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_parser in (add_table_parser, add_list_parser, add_train_parser, add_evaluate_parser):
+        add_parser(subparsers)
+    return parser
+
+
+def add_command(
+    subparsers: argparse._SubParsersAction, name: str, run: Callable, help: str, epilog: str
+) -> argparse.ArgumentParser:
+    """A subparser for a command: `help` is its line in the list of commands, `epilog` its examples."""
+    parser = subparsers.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+TABLE_EXAMPLES = """\
+examples:
+  kaconv table
+  kaconv table --format json | python -m json.tool
+
+Parameters and FLOPs are computed from the models and compared with the published ones at the printed precision.
+Errors are the published ones; those measured here come from the results that `kaconv evaluate --out` wrote.
+Exit status: 0 if every row agrees, 1 if one does not.
+"""
+
+
+def add_table_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv table`."""
+    parser = add_command(subparsers, "table", run_table, "recompute the paper's ImageNet table", TABLE_EXAMPLES)
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="what to print (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("reports/results"),
+        metavar="DIR",
+        help="where measured results lie (default: %(default)s)",
+    )
+
+
+def run_table(args: argparse.Namespace) -> int:
+    """Print the table; 1 if a row disagrees with the paper."""
+    import json
+
+    from kaconv.table import all_agree, format_table, table_rows
+
+    rows = table_rows(args.results, progress=True)
+    print(format_table(rows) if args.format == "text" else json.dumps(rows, indent=2))
+    return 0 if all_agree(rows) else 1
+
+
+LIST_EXAMPLES = """\
+examples:
+  kaconv list
+  kaconv list 'ka_resnet*'
+"""
+
+
+def add_list_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv list`."""
+    parser = add_command(subparsers, "list", run_list, "list the models by name", LIST_EXAMPLES)
+    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern of names (default: all)")
+
+
+def run_list(args: argparse.Namespace) -> None:
+    """Print the names, one on a line."""
+    from kaconv import list_models
+
+    names = list_models(args.pattern)
+    if not names:
+        raise ValueError(f"no model matches {args.pattern!r}; there are {', '.join(list_models())}")
+    print("\n".join(names))
+
+
+TRAIN_EXAMPLES = """\
+examples:
+  kaconv train --model ka_resnet29_cifar_l --data digits --epochs 5 --out runs/digits-l
+  kaconv train --model resnet29_cifar --data folder:my/pictures --image-size 32 --workers 2 --out runs/mine
+  torchrun --nproc-per-node 8 -m kaconv train --model ka_resnet50_l --data imagenet:/data/imagenet --epochs 100 \\
+      --batch-size 256 --lr 0.1 --schedule step --weight-decay 1e-4 --label-smoothing 0.1 --workers 8 --out runs/r50-l
+
+OUT gets config.yaml, metrics.jsonl, TensorBoard's events, last.safetensors, best.safetensors (by test error) and, at
+the end, summary.json. The same command does nothing where OUT is finished, and starts again where it is interrupted.
+"""
+
+
+def add_train_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv train`: one option for each field of TrainConfig."""
+    from kaconv.training.config import TrainConfig
+
+    parser = add_command(subparsers, "train", run_train, "train a model into a folder", TRAIN_EXAMPLES)
+    types = get_type_hints(TrainConfig)
+    for field in fields(TrainConfig):
+        kind = types[field.name]
+        kind = get_args(kind)[0] if isinstance(kind, UnionType) else kind  # int | None: an int, or not given
+        required = field.default is MISSING
+        default = "" if required or field.default is None else f" (default: {field.default})"
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            required=required,
+            default=argparse.SUPPRESS,
+            metavar=kind.__name__.upper() if kind is not str else field.name.upper(),
+            help=field.metadata["help"] + default,
+        )
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train, and say where the best weights are."""
+    from accelerate import PartialState
+
+    from kaconv.training import TrainConfig, fit
+
+    run = fit(TrainConfig(**{name: value for name, value in vars(args).items() if name != "run"}))
+    if PartialState().is_main_process:  # under torchrun there are others
+        best = run.summary["best"]
+        print(f"{run.checkpoint_path('best')}: test error {best['test_error']:.2f} % (epoch {best['epoch']})")
+
+
+EVALUATE_EXAMPLES = """\
+examples:
+  kaconv evaluate --checkpoint runs/digits-l/best.safetensors --data digits
+  kaconv evaluate --checkpoint ka_resnet50_l.safetensors --data imagenet:/data/imagenet --workers 8 --out result.json
+
+Pictures are prepared as the checkpoint says. RESULT.json also says where its figures come from: the checkpoint's
+sha256, the machine, the versions, kaconv's commit, the command and the date.
+"""
+
+
+def add_evaluate_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv evaluate`."""
+    summary = "measure a checkpoint's top-1 and top-5 error over a whole test set"
+    parser = add_command(subparsers, "evaluate", run_evaluate, summary, EVALUATE_EXAMPLES)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a safetensors file of `kaconv train`")
+    parser.add_argument("--data", required=True, help="a data spec, as for `kaconv train`; its test split is used")
+    parser.add_argument(
+        "--data-root", default="data/cache", help="where downloaded data sets lie or go (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=256, metavar="INT", help="pictures at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="INT", help="processes that load pictures (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="RESULT.json", help="write the result here, too")
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Evaluate, print the errors, write the result."""
+    if args.out and Path(args.out).is_dir():
+        raise ValueError(f"--out {args.out} is a folder; give a file's name")
+    from accelerate import PartialState
+
+    from kaconv.files import write_json
+    from kaconv.training import evaluate_checkpoint
+
+    result = evaluate_checkpoint(args.checkpoint, args.data, args.data_root, args.batch_size, args.workers)
+    if not PartialState().is_main_process:
+        return
+    print(
+        f"{result['model']} on {result['data']}, {result['n']} images: "
+        f"top-1 error {result['top1_error']:.2f} %, top-5 error {result['top5_error']:.2f} %"
+    )
+    if args.out:
+        write_json(args.out, result)

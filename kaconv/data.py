@@ -1,0 +1,324 @@
+"""Data sets by name: `load_data("digits")`, `load_data("folder:my/pictures")`, each with its preprocessing."""
+
+import contextlib
+import difflib
+import io
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets
+from torchvision.models._meta import _IMAGENET_CATEGORIES
+from torchvision.transforms import v2
+
+DOWNLOAD_TIMEOUT = 20  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pictures become a model's input, in training and in evaluation.
+
+    Evaluation resizes the shorter side to `resize` and cuts out the middle `image_size` square (with black borders
+    where `resize` is smaller). Training takes a random crop: of random area and aspect ratio as for ImageNet where
+    `padding` is None, else of constant size from the resized picture with `padding` black pixels around it; then it
+    mirrors half of the pictures where `flip` is set. `mean` and `std` are per RGB channel of pictures in [0, 1].
+    """
+
+    image_size: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    padding: int | None = None
+    flip: bool = True
+
+    def eval_transform(self) -> v2.Transform:
+        """Picture (PIL or uint8 tensor (..., 1 or 3, H, W)) to normalised float (..., 3, image_size, image_size)."""
+        return v2.Compose([v2.RGB(), self._resize(), v2.CenterCrop(self.image_size), *self._to_tensor()])
+
+    def train_transform(self) -> v2.Transform:
+        """As `eval_transform`, for single pictures, with the random crop and flip of training."""
+        if self.padding is None:
+            crop = [v2.RandomResizedCrop(self.image_size, interpolation=v2.InterpolationMode(self.interpolation))]
+        else:
+            crop = [self._resize(), v2.RandomCrop(self.image_size, padding=self.padding)]
+        flip = [v2.RandomHorizontalFlip()] if self.flip else []
+        return v2.Compose([v2.RGB(), *crop, *flip, *self._to_tensor()])
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Normalised (3, H, W) or (N, 3, H, W) back to [0, 1], for showing."""
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images * std + mean).clamp(0, 1)
+
+    def at(self, image_size: int | None) -> "Preprocessing":
+        """The same for another `image_size`: `resize` and `padding` scale along. None changes nothing."""
+        if image_size is None:
+            return self
+        scale = image_size / self.image_size
+        padding = None if self.padding is None else round(self.padding * scale)
+        return replace(self, image_size=image_size, resize=round(self.resize * scale), padding=padding)
+
+    def to_dict(self) -> dict:
+        """JSON-able."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Preprocessing":
+        """Inverse of `to_dict`; ValueError on a missing or unknown field."""
+        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown preprocessing fields: {', '.join(unknown)}")
+        try:
+            return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"incomplete preprocessing {values}: {error}") from None
+
+    def _resize(self) -> v2.Transform:
+        return v2.Resize(self.resize, interpolation=v2.InterpolationMode(self.interpolation))
+
+    def _to_tensor(self) -> list[v2.Transform]:
+        return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+
+
+IMAGENET = Preprocessing(224, 256, "bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+DIGITS = Preprocessing(16, 16, "bilinear", mean=(0.305,) * 3, std=(0.319,) * 3, padding=1, flip=False)
+FASHION_MNIST = Preprocessing(32, 28, "bilinear", mean=(0.286,) * 3, std=(0.353,) * 3, padding=4)
+CIFAR10 = Preprocessing(32, 32, "bilinear", mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262), padding=4)
+FAKE = Preprocessing(32, 32, "bilinear", mean=(0.5,) * 3, std=(0.5,) * 3, padding=4)
+
+
+@dataclass
+class DataBundle:
+    """A data set. `train` (None where there is none) is augmented, `test` is not.
+
+    Both yield (normalised float tensor (3, image_size, image_size), int label).
+    """
+
+    spec: str
+    train: Dataset | None
+    test: Dataset
+    classes: list[str]
+    preprocessing: Preprocessing
+
+
+class TensorImages(Dataset):
+    """Pictures kept in memory, uint8 (N, 1 or 3, H, W), so that nothing is decoded while training."""
+
+    def __init__(self, images: Tensor, labels: Sequence[int], transform: Callable) -> None:
+        self.images, self.labels, self.transform = images, [int(label) for label in labels], transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def load_data(
+    spec: str,
+    root: str | Path = "data/cache",
+    image_size: int | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> DataBundle:
+    """Load a data set by its spec.
+
+    `digits` (scikit-learn's handwritten digits, needs no network); `fashion_mnist`, `cifar10` and `imagenette` (found
+    under `root`, else downloaded there); `imagenet:PATH` (train/ and val/, each with the 1000 wnid folders);
+    `folder:PATH` (train/ and val/ or test/, each with one folder per class); `fake` (noise, for trying out).
+    A folder may lack train/: it is good for evaluation.
+
+    `image_size` changes the size of the model's input from the data set's usual one. `preprocessing` replaces all of
+    the data set's own, as when evaluating weights that bring theirs. ValueError for a bad spec, size or layout,
+    FileNotFoundError for what is missing, with what was looked for and where.
+    """
+    name, path = parse_spec(spec)
+    usual, load = SPECS[name]
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+        raise ValueError(f"image_size must be a whole number >= 1, got {image_size!r}")
+    preprocessing = (preprocessing or usual).at(image_size)
+    train, test, classes = load(Path(path or root).expanduser(), preprocessing)
+    return DataBundle(spec, train, test, classes, preprocessing)
+
+
+def parse_spec(spec: str) -> tuple[str, str | None]:
+    """Split a spec into its name and PATH (None where it has none). ValueError if there is no such spec."""
+    name, colon, path = str(spec).partition(":")
+    if name not in SPECS:
+        raise ValueError(f"unknown data {spec!r}{_suggestion(str(spec), name)}; known: {', '.join(_spec_forms())}")
+    if name in WITH_PATH and not path:
+        raise ValueError(f"data {spec!r} lacks its path: {name}:PATH")
+    if name not in WITH_PATH and colon:
+        raise ValueError(
+            f"data {name!r} takes no path, got {spec!r} (the place to look in is root, on the terminal --data-root)"
+        )
+    return name, path or None
+
+
+def _suggestion(spec: str, name: str) -> str:
+    if Path(spec).is_dir():
+        return f" (for a folder of pictures: 'folder:{spec}')"
+    close = difflib.get_close_matches(name, SPECS, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _spec_forms() -> list[str]:
+    return [f"{name}:PATH" if name in WITH_PATH else name for name in SPECS]
+
+
+Splits = tuple[Dataset | None, Dataset, list[str]]  # train, test, classes
+
+
+def _in_memory(train: tuple, test: tuple, classes: Sequence[str], preprocessing: Preprocessing) -> Splits:
+    """Splits of (uint8 images (N, C, H, W), labels) pairs, resized once here: the transforms need not."""
+    resize = preprocessing._resize()
+    return (
+        TensorImages(resize(train[0]), train[1], preprocessing.train_transform()),
+        TensorImages(resize(test[0]), test[1], preprocessing.eval_transform()),
+        list(classes),
+    )
+
+
+def _digits(root: Path, preprocessing: Preprocessing) -> Splits:
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)  # values are 0..16
+    labels = torch.from_numpy(digits.target)
+    train, test = train_test_split(range(len(labels)), test_size=1 / 3, stratify=labels, random_state=0)
+    names = [str(name) for name in digits.target_names]
+    return _in_memory((images[train], labels[train]), (images[test], labels[test]), names, preprocessing)
+
+
+def _fashion_mnist(root: Path, preprocessing: Preprocessing) -> Splits:
+    where = root / "FashionMNIST" / "raw"
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    train, test = _found_or_downloaded(
+        lambda download: [datasets.FashionMNIST(root, train=train, download=download) for train in (True, False)],
+        "fashion_mnist",
+        where,
+        f"put {', '.join(f'{name}-ubyte.gz' for name in names)} there",
+    )
+    return _in_memory(
+        (train.data.unsqueeze(1), train.targets), (test.data.unsqueeze(1), test.targets), train.classes, preprocessing
+    )
+
+
+def _cifar10(root: Path, preprocessing: Preprocessing) -> Splits:
+    train, test = _found_or_downloaded(
+        lambda download: [datasets.CIFAR10(root, train=train, download=download) for train in (True, False)],
+        "cifar10",
+        root / "cifar-10-batches-py",
+        f"put cifar-10-python.tar.gz (the Python version) into {root.resolve()}",
+    )
+    train_pair, test_pair = ((torch.from_numpy(split.data).movedim(-1, 1), split.targets) for split in (train, test))
+    return _in_memory(train_pair, test_pair, train.classes, preprocessing)
+
+
+def _imagenette(root: Path, preprocessing: Preprocessing) -> Splits:
+    train, test = _found_or_downloaded(
+        lambda download: [
+            datasets.Imagenette(root, split, size="320px", download=download) for split in ("train", "val")
+        ],
+        "imagenette",
+        root / "imagenette2-320",
+        f"put imagenette2-320.tgz into {root.resolve()}, or unpack it there",
+    )
+    train.transform, test.transform = preprocessing.train_transform(), preprocessing.eval_transform()
+    return train, test, [names[0] for names in train.classes]
+
+
+def _found_or_downloaded(load: Callable[[bool], list], name: str, where: Path, advice: str) -> list:
+    """`load(False)`, or else `load(True)` with a download; one FileNotFoundError if neither works."""
+    with contextlib.suppress(RuntimeError):  # torchvision's "not found"
+        return load(False)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each failed mirror
+            return load(True)
+    except (RuntimeError, OSError, EOFError) as error:  # URLError is an OSError; a bad archive gives any of them
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(
+            f"{name} is not in {where.resolve()} and could not be downloaded ({reason}). Without a network, {advice}."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _folder(path: Path, preprocessing: Preprocessing) -> Splits:
+    train_folder, test_folder = _split_folders(path)
+    test = _image_folder(test_folder, preprocessing.eval_transform())
+    if train_folder is None:
+        return None, test, test.classes
+    train = _image_folder(train_folder, preprocessing.train_transform())
+    if train.classes != test.classes:
+        different = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(
+            f"{train_folder.name}/ and {test_folder.name}/ in {path.resolve()} must hold the same classes; "
+            f"only in one of them: {_some(different)}"
+        )
+    return train, test, test.classes
+
+
+def _imagenet(path: Path, preprocessing: Preprocessing) -> Splits:
+    train, test, wnids = _folder(path, preprocessing)
+    if len(wnids) != len(_IMAGENET_CATEGORIES):
+        raise ValueError(
+            f"imagenet: {path.resolve()} must hold {len(_IMAGENET_CATEGORIES)} class folders (n01440764, ...) "
+            f"in each split, found {len(wnids)}: {_some(wnids)}; use folder:{path} for pictures of other classes"
+        )
+    return train, test, list(_IMAGENET_CATEGORIES)  # sorted wnids are the usual order of the classes
+
+
+def _split_folders(path: Path) -> tuple[Path | None, Path]:
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.resolve()}")
+    test = next((path / name for name in ("val", "test") if (path / name).is_dir()), None)
+    if test is None:
+        found = sorted(item.name for item in path.iterdir())
+        raise FileNotFoundError(f"looked for val/ or test/ (and train/) in {path.resolve()}, found {_some(found)}")
+    return (path / "train" if (path / "train").is_dir() else None), test
+
+
+def _image_folder(path: Path, transform: Callable) -> datasets.ImageFolder:
+    try:
+        return datasets.ImageFolder(path, transform, loader=_load_rgb)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path.resolve()} must hold one folder of pictures per class: {error}") from None
+
+
+def _load_rgb(path: str) -> Image.Image:
+    try:
+        return datasets.folder.default_loader(path)
+    except OSError as error:
+        raise ValueError(f"cannot read the picture {path}: {error}") from None
+
+
+def _fake(root: Path, preprocessing: Preprocessing) -> Splits:
+    size = (3, preprocessing.resize, preprocessing.resize)
+    train = datasets.FakeData(96, size, 10, preprocessing.train_transform())
+    test = datasets.FakeData(50, size, 10, preprocessing.eval_transform(), random_offset=len(train))
+    return train, test, [f"class {index}" for index in range(10)]
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "nothing"
+
+
+WITH_PATH = ("imagenet", "folder")
+SPECS: dict[str, tuple[Preprocessing, Callable[[Path, Preprocessing], Splits]]] = {
+    "digits": (DIGITS, _digits),
+    "fashion_mnist": (FASHION_MNIST, _fashion_mnist),
+    "cifar10": (CIFAR10, _cifar10),
+    "imagenette": (IMAGENET, _imagenette),
+    "imagenet": (IMAGENET, _imagenet),
+    "folder": (IMAGENET, _folder),
+    "fake": (FAKE, _fake),
+}

@@ -1,0 +1,148 @@
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from kaconv.cli import main
+from kaconv.paper import TABLE
+from kaconv.table import table_row
+from kaconv.training import trainer
+
+TRAIN = [
+    "train",
+    "--model",
+    "resnet11_cifar",
+    "--data",
+    "fake",
+    "--image-size",
+    "8",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "32",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "a"
+    assert main([*TRAIN, "--out", str(out)]) == 0
+    return out
+
+
+def error_of(capsys, argv) -> str:
+    assert main([str(item) for item in argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("kaconv: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_train_says_how_it_went(tmp_path, capsys):
+    assert main([*TRAIN, "--out", str(tmp_path / "a")]) == 0
+    epoch, best = capsys.readouterr().out.splitlines()
+    assert epoch.startswith("resnet11_cifar epoch 1/1: train loss ")
+    assert best.startswith(f"{tmp_path / 'a' / 'best.safetensors'}: test error ")
+
+
+def test_evaluate_writes_a_result_with_its_provenance(folder, tmp_path, capsys):
+    checkpoint = folder / "best.safetensors"
+    argv = ["evaluate", "--checkpoint", checkpoint, "--data", "fake", "--out", tmp_path / "new" / "result.json"]
+    assert main([str(item) for item in argv]) == 0
+    result = json.loads((tmp_path / "new" / "result.json").read_text())
+    assert (result["model"], result["data"], result["n"]) == ("resnet11_cifar", "fake", 50)
+    assert result["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert result["provenance"].keys() == {"date", "command", "commit", "machine", "versions"}
+    printed = capsys.readouterr().out
+    assert printed == (
+        f"resnet11_cifar on fake, 50 images: "
+        f"top-1 error {result['top1_error']:.2f} %, top-5 error {result['top5_error']:.2f} %\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--model", "resnet11_cifr"], "resnet11_cifar"),
+        (["--data", "mnist"], "fashion_mnist"),
+        (["--data", "folder:nowhere"], "nowhere"),
+        (["--lr", "-1"], "lr must be a number > 0, got -1.0"),
+        (["--schedule", "linear"], "cosine, step"),
+    ],
+)
+def test_mistakes_in_training_are_explained_in_a_line(tmp_path, capsys, changes, message):
+    assert message in error_of(capsys, [*TRAIN, "--out", tmp_path / "a", *changes])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_in_evaluation_are_explained_in_a_line(folder, tmp_path, capsys):
+    checkpoint = folder / "best.safetensors"
+    assert "no checkpoint" in error_of(capsys, ["evaluate", "--checkpoint", tmp_path / "x", "--data", "fake"])
+    assert "class 0 is" in error_of(capsys, ["evaluate", "--checkpoint", checkpoint, "--data", "digits"])
+    message = error_of(capsys, ["evaluate", "--checkpoint", checkpoint, "--data", "fake", "--out", tmp_path])
+    assert "is a folder" in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "invalid choice"),
+        (["train", "--model", "resnet11_cifar"], "--out"),
+        ([*TRAIN, "--out", "x", "--epochs", "many"], "invalid int value: 'many'"),
+        ([*TRAIN, "--out", "x", "--epoch", "3"], "unrecognized arguments: --epoch"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(capsys, argv, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "example"),
+    [
+        (["--help"], "  kaconv train --model ka_resnet29_cifar_l --data digits"),
+        (["train", "--help"], "  kaconv train --model ka_resnet29_cifar_l --data digits"),
+        (["evaluate", "--help"], "  kaconv evaluate --checkpoint runs/"),
+    ],
+)
+def test_help_teaches_with_an_example(capsys, argv, example):
+    with pytest.raises(SystemExit, match="0"):
+        main(argv)
+    assert example in capsys.readouterr().out
+
+
+def test_an_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "load_data", interrupted)
+    assert main([*TRAIN, "--out", str(tmp_path / "a")]) == 130
+    assert capsys.readouterr().err == "kaconv: interrupted\n"
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "kaconv", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: kaconv ")
+
+
+def test_table_exits_with_1_when_a_row_disagrees(monkeypatch, capsys):
+    rows = [table_row(TABLE[9]), table_row(replace(TABLE[12], params="3.6M"))]
+    monkeypatch.setattr("kaconv.table.table_rows", lambda *args, **kwargs: rows)
+    assert main(["table", "--format", "json"]) == 1
+    assert json.loads(capsys.readouterr().out) == rows
+    assert main(["table"]) == 1
+    assert "3 of 4 figures agree" in capsys.readouterr().out
+    monkeypatch.setattr("kaconv.table.table_rows", lambda *args, **kwargs: rows[:1])
+    assert main(["table"]) == 0
+
+
+def test_list_takes_a_pattern(capsys):
+    assert main(["list", "ka_resnet50_*"]) == 0
+    assert capsys.readouterr().out == "ka_resnet50_h\nka_resnet50_l\n"
+    assert "no model matches 'nothing'; there are " in error_of(capsys, ["list", "nothing"])

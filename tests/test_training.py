@@ -1,0 +1,290 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+import kaconv.training.trainer as trainer
+from kaconv.training import Run, TrainConfig, evaluate, evaluate_checkpoint, fit
+from kaconv.training.trainer import smoothed_cross_entropy
+
+FILES = {"config.yaml", "metrics.jsonl", "summary.json", "tensorboard", "last.safetensors", "best.safetensors"}
+
+
+def config_for(out, **changes) -> TrainConfig:
+    small = {"model": "resnet11_cifar", "data": "fake", "epochs": 2, "batch_size": 32, "image_size": 8}
+    return TrainConfig(**small | {"out": str(out)} | changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return fit(config_for(tmp_path_factory.mktemp("runs") / "a"), progress=False)
+
+
+def weights(run: Run, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint_path(which))
+
+
+def test_a_run_leaves_its_folder(run):
+    assert {path.name for path in run.folder.iterdir()} == FILES
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["model"] == "resnet11_cifar"
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == run.history
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert [line["lr"] for line in lines] == [0.05, 0.025]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert run.summary["provenance"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    loaded = Run.load(run.folder)
+    assert loaded.finished
+    assert loaded == run
+
+
+def test_tensorboard_gets_what_metrics_jsonl_gets(run):
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("test_error")] == [1, 2]
+    assert [event.value for event in events.Scalars("test_loss")] == pytest.approx(
+        [line["test_loss"] for line in run.history]
+    )
+
+
+def test_weights_are_those_of_their_epochs(run):
+    best = min(run.history, key=lambda metrics: metrics["test_error"])
+    for which, metrics in {"best": best, "last": run.history[-1]}.items():
+        checkpoint = run.load_checkpoint(which)
+        result = evaluate_checkpoint(run.checkpoint_path(which), "fake", progress=False)
+        assert checkpoint.info["epoch"] == run.summary[which]["epoch"] == metrics["epoch"]
+        assert checkpoint.info["test_error"] == metrics["test_error"] == result["top1_error"]
+        assert checkpoint.preprocessing.image_size == 8
+        assert len(checkpoint.classes) == 10
+        assert result["n"] == 50
+    with pytest.raises(ValueError, match="which must be one of best, last, got 'first'"):
+        run.load_checkpoint("first")
+
+
+def test_best_is_the_first_of_equals(tmp_path, monkeypatch):
+    def constant(*args, **kwargs):
+        return replace(evaluate(*args, **kwargs), top1_error=50.0)
+
+    monkeypatch.setattr(trainer, "evaluate", constant)
+    run = fit(config_for(tmp_path / "a"), progress=False)
+    assert run.summary["best"]["epoch"] == run.load_checkpoint("best").info["epoch"] == 1
+    assert run.load_checkpoint("last").info["epoch"] == 2
+
+
+@pytest.mark.parametrize("model", ["resnet11_cifar", "ka_resnet11_cifar_l"])
+def test_the_same_config_gives_the_same_weights(tmp_path, model):
+    one, other = (fit(config_for(tmp_path / name, model=model, epochs=1), progress=False) for name in "ab")
+    assert one.checkpoint_path("last").read_bytes() == other.checkpoint_path("last").read_bytes()
+    different = fit(config_for(tmp_path / "c", model=model, epochs=1, seed=1), progress=False)
+    assert not torch.equal(weights(one)["conv1.weight"], weights(different)["conv1.weight"])
+
+
+def test_workers_are_seeded_too(tmp_path):
+    one, other = (fit(config_for(tmp_path / name, epochs=1, workers=2), progress=False) for name in "ab")
+    assert one.checkpoint_path("last").read_bytes() == other.checkpoint_path("last").read_bytes()
+
+
+def test_training_learns_the_digits(tmp_path):
+    run = fit(TrainConfig(model="resnet11_cifar", out=tmp_path / "a", epochs=2, image_size=8, lr=0.1), progress=False)
+    assert run.history[-1]["test_error"] < 40  # 90 by chance
+    assert run.history[-1]["train_loss"] < run.history[0]["train_loss"]
+
+
+def test_a_finished_run_is_not_trained_again(run, capsys):
+    before = (run.folder / "last.safetensors").stat().st_mtime_ns
+    again = fit(replace(run.config, data_root="elsewhere"), progress=False)
+    assert again.history == run.history
+    assert (run.folder / "last.safetensors").stat().st_mtime_ns == before
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_starts_again(tmp_path, run, monkeypatch):
+    config = config_for(tmp_path / "a")
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, progress=False)
+    unfinished = Run.load(tmp_path / "a")
+    assert not unfinished.finished
+    assert len(unfinished.history) == 1
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    whole = fit(config, progress=False)
+    assert len(whole.history) == len(Run.load(tmp_path / "a").history) == 2
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+    for name, value in weights(run).items():
+        assert torch.equal(value, weights(whole)[name])
+
+
+def test_another_run_s_folder_is_refused(run):
+    files = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    with pytest.raises(ValueError, match=r"another config: lr \(0\.05 there, 0\.2 here\), seed \(0 there, 3 here\)"):
+        fit(replace(run.config, lr=0.2, seed=3), progress=False)
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == files
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="files that are not a run's"):
+        fit(config_for(tmp_path), progress=False)
+    with pytest.raises(ValueError, match="is a file"):
+        fit(config_for(tmp_path / "thesis.txt"), progress=False)
+    (tmp_path / "config.yaml").write_text("server: localhost")
+    with pytest.raises(ValueError, match=r"cannot read .*config\.yaml: unknown config fields: server"):
+        fit(config_for(tmp_path), progress=False)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(FileNotFoundError, match="not the folder of a run"):
+        Run.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "ka_resnet11_cifar"}, "ka_resnet11_cifar_l"),
+        ({"data": "digit"}, "did you mean 'digits'"),
+        ({"data": "folder:nowhere"}, "nowhere"),
+        ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+        ({"epochs": "5"}, "epochs must be a whole number >= 1, got '5'"),
+        ({"epochs": True}, "epochs must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"lr": -0.1}, "lr must be a number > 0, got -0.1"),
+        ({"lr": math.nan}, "lr must be"),
+        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\)"),
+        ({"weight_decay": -1}, "weight_decay must be"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, step, got 'linear'"),
+        ({"warmup_epochs": 2}, "warmup_epochs must be less than epochs"),
+        ({"label_smoothing": 0.5}, "label_smoothing must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"image_size": 0}, "image_size must be"),
+        ({"workers": -1}, "workers must be"),
+        ({"mixed_precision": "fp8"}, "mixed_precision must be one of no, bf16, fp16"),
+    ],
+)
+def test_a_bad_config_is_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        fit(config_for(tmp_path / "a", **changes), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_without_a_training_split_is_refused(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "val" / name / "0.png")
+    with pytest.raises(ValueError, match="has no train/ folder"):
+        fit(config_for(tmp_path / "a", data=f"folder:{tmp_path / 'pictures'}"), progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_divergence_stops_with_the_good_weights_kept(tmp_path, monkeypatch):
+    def lr_factor(self, epoch):
+        return 1.0 if epoch == 0 else 1e30
+
+    monkeypatch.setattr(TrainConfig, "lr_factor", lr_factor)
+    with pytest.raises(FloatingPointError, match=r"epoch 2, step \d of 3; last\.safetensors holds epoch 1"):
+        fit(config_for(tmp_path / "a", epochs=3), progress=False)
+    run = Run.load(tmp_path / "a")
+    assert not run.finished
+    assert len(run.history) == 1
+    assert all(value.isfinite().all() for value in weights(run).values())
+
+
+def test_lr_schedules(tmp_path):
+    cosine = config_for(tmp_path, epochs=4)
+    assert [cosine.lr_factor(epoch) for epoch in range(5)] == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
+    step = config_for(tmp_path, epochs=100, schedule="step")
+    factors = [step.lr_factor(epoch) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    warm = config_for(tmp_path, epochs=6, warmup_epochs=3)
+    assert [warm.lr_factor(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.4, 0.7, 1.0])
+
+
+def test_label_smoothing_is_the_authors():
+    classes, smoothing = 7, 0.1
+    logits, labels = torch.randn(5, classes, dtype=torch.float64), torch.randint(classes, (5,))
+    targets = torch.full((5, classes), smoothing / (classes - 1), dtype=torch.float64)
+    targets[torch.arange(5), labels] = 1 - smoothing
+    expected = -(targets * F.log_softmax(logits, 1)).sum(1).mean()
+    torch.testing.assert_close(smoothed_cross_entropy(smoothing, classes)(logits, labels), expected)
+
+
+def test_one_notebook_may_train_in_two_precisions(tmp_path):
+    for precision in ("bf16", "no"):
+        run = fit(config_for(tmp_path / precision, epochs=1, mixed_precision=precision), progress=False)
+        assert weights(run)["conv1.weight"].dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_fp16_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        fit(config_for(tmp_path / "a", mixed_precision="fp16"), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Table(nn.Module):
+    """A model that gives logits by looking them up: images hold the sample's number."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits[images[:, 0, 0, 0].long()]
+
+
+def numbered(n: int, labels: torch.Tensor) -> TensorDataset:
+    return TensorDataset(torch.arange(n).float().view(n, 1, 1, 1).expand(n, 3, 1, 1), labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_evaluate_counts_every_sample_once_and_in_order(batch_size):
+    n, classes = 23, 8
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(n, classes, generator=generator)
+    labels = torch.randint(classes, (n,), generator=generator)
+    model = Table(logits).train()
+    result = evaluate(model, numbered(n, labels), batch_size=batch_size, progress=False)
+    ranks = [sorted(row, reverse=True).index(row[label]) for row, label in zip(logits.tolist(), labels, strict=True)]
+    assert result.n == n
+    assert result.top1_error == pytest.approx(100 * np.mean([rank >= 1 for rank in ranks]))
+    assert result.top5_error == pytest.approx(100 * np.mean([rank >= 5 for rank in ranks]))
+    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert result.labels.tolist() == labels.tolist()
+    assert result.predictions.tolist() == logits.argmax(1).tolist()
+    np.testing.assert_allclose(result.probabilities, logits.softmax(1), rtol=1e-6)
+    assert model.training
+
+
+def test_evaluate_refuses_what_has_no_answer():
+    with pytest.raises(ValueError, match="no samples"):
+        evaluate(Table(torch.zeros(1, 3)), numbered(0, torch.zeros(0)), progress=False)
+    logits = torch.zeros(4, 3)
+    logits[1, 2] = math.nan
+    with pytest.raises(FloatingPointError, match="not finite for 1 of 4 samples"):
+        evaluate(Table(logits), numbered(4, torch.zeros(4, dtype=torch.long)), progress=False)
+
+
+def test_fewer_than_five_classes_have_no_top5_error():
+    result = evaluate(Table(torch.eye(3)), numbered(3, torch.tensor([0, 1, 0])), progress=False)
+    assert (result.top1_error, result.top5_error) == (pytest.approx(100 / 3), 0)
+
+
+def test_evaluating_on_other_classes_is_refused(run):
+    with pytest.raises(ValueError, match="class 0 is 'class 0' there, '0' here"):
+        evaluate_checkpoint(run.checkpoint_path("best"), "digits", progress=False)
