@@ -1,0 +1,155 @@
+"""A study: several models, each trained from several seeds, and what can be said of their differences."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from scipy import stats
+
+from kaconv.complexity import complexity
+from kaconv.data import load_data
+from kaconv.models import create_model
+from kaconv.training.config import TrainConfig
+from kaconv.training.run import Run
+from kaconv.training.trainer import fit
+
+CONFIDENCE = 0.95
+
+
+def study_config(model: str, seed: int, *, data: str = "digits", runs: str | Path = "runs", **options) -> TrainConfig:
+    """The config of one training of a study; its folder is `runs`/<data>_<model>_seed<seed>.
+
+    Args:
+        options: further fields of `TrainConfig`.
+    """
+    folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', data).strip('-')}_{model}_seed{seed}"
+    return TrainConfig(model=model, data=data, seed=seed, out=str(Path(runs) / folder), **options)
+
+
+def train_study(
+    models: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    data: str = "digits",
+    runs: str | Path = "runs",
+    progress: bool = True,
+    **options,
+) -> Iterator[Run]:
+    """Train every model from every seed, or take finished runs of the same config from `runs`; yield each as it ends.
+
+    All models of one seed come before the next seed, so that a machine that is busy for a while slows all models alike.
+
+    Args:
+        options: further fields of `TrainConfig`.
+
+    Raises:
+        ValueError: for no or repeated models or seeds; and, like other errors, as `fit` does.
+    """
+    for name, values in (("models", models), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must be at least one, all different, got {list(values)}")
+    configs = [study_config(model, seed, data=data, runs=runs, **options) for seed in seeds for model in models]
+    for config in configs:  # a bad one should not come to light after an hour
+        config.validate()
+    for config in configs:
+        yield fit(config, progress=progress)
+
+
+def learning_curves(runs: Sequence[Run]) -> list[dict]:
+    """The epochs of all runs: `Run.history`'s dicts with the model and the seed."""
+    return [{"model": run.config.model, "seed": run.config.seed} | epoch for run in runs for epoch in run.history]
+
+
+def summarise(runs: Sequence[Run]) -> list[dict]:
+    """What the runs of a study, all of the same data, amount to: a dict per model, in the order of the runs.
+
+    - model, seeds
+    - test_errors: percent, one per seed, of the last epoch (the best epoch would be chosen by the test pictures)
+    - test_error: their mean
+    - seed_interval: 95 % interval of that mean over seeds; None for a single seed
+    - picture_interval: 95 % interval of one model's error over the drawing of its test pictures
+    - test_pictures: their number
+    - params, paper_flops, macs: see `kaconv.complexity.Complexity`, at the data's input size
+    - train_seconds: for one epoch without its test, median over epochs and seeds
+    """
+    first = runs[0].config
+    data = load_data(first.data, first.data_root, first.image_size)
+    size, pictures = data.preprocessing.image_size, len(data.test)
+    rows = []
+    for model in dict.fromkeys(run.config.model for run in runs):
+        own = [run for run in runs if run.config.model == model]
+        errors = [run.summary["last"]["test_error"] for run in own]
+        with torch.device("meta"):
+            cost = complexity(create_model(model, num_classes=len(data.classes)), size)
+        rows.append(
+            {
+                "model": model,
+                "seeds": [run.config.seed for run in own],
+                "test_errors": errors,
+                "test_error": float(np.mean(errors)),
+                "seed_interval": t_interval(errors),
+                "picture_interval": wilson_interval(float(np.mean(errors)), pictures),
+                "test_pictures": pictures,
+                "params": cost.params,
+                "paper_flops": cost.paper_flops,
+                "macs": cost.macs,
+                "train_seconds": median(
+                    len(data.train) / epoch["images_per_second"] for run in own for epoch in run.history
+                ),
+            }
+        )
+    return rows
+
+
+def compare(rows: Sequence[dict], baseline: str) -> list[dict]:
+    """What each model but `baseline` costs and gains against it: a dict per model, from the dicts of `summarise`.
+
+    model; difference (its mean test error minus the baseline's, in percentage points: negative is better) and its
+    difference_interval (95 %, over seeds, by Welch's t; None for a single seed); the ratios params_ratio,
+    paper_flops_ratio, macs_ratio and train_seconds_ratio.
+
+    Raises:
+        ValueError: if `baseline` is not among the models.
+    """
+    plain = next((row for row in rows if row["model"] == baseline), None)
+    if plain is None:
+        raise ValueError(f"baseline {baseline!r} is not in the study: {', '.join(row['model'] for row in rows)}")
+    return [
+        {
+            "model": row["model"],
+            "difference": row["test_error"] - plain["test_error"],
+            "difference_interval": welch_interval(row["test_errors"], plain["test_errors"]),
+            **{f"{cost}_ratio": row[cost] / plain[cost] for cost in ("params", "paper_flops", "macs", "train_seconds")},
+        }
+        for row in rows
+        if row is not plain
+    ]
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean of a few values; None for a single one."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def welch_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float] | None:
+    """Welch's 95 % interval of the difference of two means; None where one of them has a single value."""
+    if min(len(values), len(others)) < 2:
+        return None
+    if np.ptp(values) == np.ptp(others) == 0:  # no spread to judge by; scipy gives NaN
+        return (float(values[0] - others[0]),) * 2
+    interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high)
+
+
+def wilson_interval(error: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of an error in percent that was measured on `n` pictures, in percent."""
+    z, share = stats.norm.ppf((1 + CONFIDENCE) / 2), error / 100
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return float(100 * max(centre - half, 0)), float(100 * min(centre + half, 1))
