@@ -75,6 +75,33 @@ class AttentionRecord:
         attention = self.attention[layer]
         return np.abs(attention - attention.mean(axis=0)).sum(axis=(1, 2)).mean(axis=0) / 2
 
+    def class_means(self, layer: str) -> np.ndarray:
+        """Mean map of each class, in the order of the labels that there are. (classes, kh, kw, C).
+
+        Raises:
+            ValueError: if the record has no labels; so do `class_distances` and `class_share`.
+        """
+        if self.labels is None:
+            raise ValueError("the record has no labels; give them to AttentionCapture.record(labels=...)")
+        attention = self.attention[layer]
+        return np.stack([attention[self.labels == label].mean(axis=0) for label in np.unique(self.labels)])
+
+    def class_distances(self, layer: str) -> np.ndarray:
+        """Total variation distance between the classes' mean maps, averaged over channels. (classes, classes)."""
+        means = self.class_means(layer)
+        return np.abs(means[:, None] - means[None]).sum(axis=(2, 3)).mean(axis=-1) / 2
+
+    def class_share(self, layer: str) -> float:
+        """Share of the attention's variance over samples that lies between the classes' means, in [0, 1].
+
+        With no relation to the class it is about (classes - 1) / (samples - 1).
+        """
+        means, attention = self.class_means(layer), self.attention[layer]
+        _, index, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
+        between = (counts[:, None, None, None] * (means - attention.mean(axis=0)) ** 2).sum()
+        total = between + ((attention - means[index]) ** 2).sum()
+        return float(between / total) if total else 0.0
+
     def save(self, path: str | Path) -> None:
         """Write an npz file without pickled objects; `load` reads it."""
         path = Path(path)

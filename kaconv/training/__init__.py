@@ -8,15 +8,33 @@ from kaconv.training.config import TrainConfig
 if TYPE_CHECKING:
     from kaconv.training.evaluation import Evaluation, evaluate, evaluate_checkpoint
     from kaconv.training.run import Run
+    from kaconv.training.study import compare, learning_curves, study_config, summarise, train_study
     from kaconv.training.trainer import fit
 
-__all__ = ["Evaluation", "Run", "TrainConfig", "evaluate", "evaluate_checkpoint", "fit"]
+__all__ = [
+    "Evaluation",
+    "Run",
+    "TrainConfig",
+    "compare",
+    "evaluate",
+    "evaluate_checkpoint",
+    "fit",
+    "learning_curves",
+    "study_config",
+    "summarise",
+    "train_study",
+]
 
 _MODULES = {
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
     "evaluate_checkpoint": "evaluation",
     "Run": "run",
+    "compare": "study",
+    "learning_curves": "study",
+    "study_config": "study",
+    "summarise": "study",
+    "train_study": "study",
     "fit": "trainer",
 }
 

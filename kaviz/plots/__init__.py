@@ -1,9 +1,6 @@
 """Figures: data in, `matplotlib.figure.Figure` out. Nothing here runs a model or opens a window."""
 
 from kaviz.plots.attention import (
-    class_distances,
-    class_maps,
-    class_share,
     most_dependent_channels,
     plot_channel_maps,
     plot_channel_range,
@@ -27,9 +24,6 @@ from kaviz.plots.table import plot_added_cost, plot_error_against, plot_error_ag
 from kaviz.plots.training import plot_cost_and_benefit, plot_learning_curves, plot_test_errors
 
 __all__ = [
-    "class_distances",
-    "class_maps",
-    "class_share",
     "most_dependent_channels",
     "plot_added_cost",
     "plot_aggregation",

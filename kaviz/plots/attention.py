@@ -26,36 +26,6 @@ def most_dependent_channels(record: AttentionRecord, layer: str, count: int) -> 
     return np.argsort(-record.input_dependence(layer), kind="stable")[:count]
 
 
-def class_maps(record: AttentionRecord, layer: str) -> np.ndarray:
-    """Mean attention of each class's samples, (classes, kh, kw, C), the classes in the order of their numbers.
-
-    Raises:
-        ValueError: if the record has no labels.
-    """
-    labels = _labels_of(record)
-    return np.stack([record.attention[layer][labels == label].mean(axis=0) for label in np.unique(labels)])
-
-
-def class_distances(record: AttentionRecord, layer: str) -> np.ndarray:
-    """Total variation distance between the classes' mean maps, averaged over channels, (classes, classes)."""
-    maps = class_maps(record, layer)
-    return np.abs(maps[:, None] - maps[None]).sum(axis=(2, 3)).mean(axis=-1) / 2
-
-
-def class_share(record: AttentionRecord, layer: str) -> float:
-    """Share of the attention's variance over samples that lies between the classes' means, in [0, 1].
-
-    With no relation to the class it is about (classes - 1) / (samples - 1).
-    """
-    attention, labels = record.attention[layer], _labels_of(record)
-    mean = attention.mean(axis=0)
-    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    maps = class_maps(record, layer)
-    between = (counts[:, None, None, None] * (maps - mean) ** 2).sum()
-    total = between + ((attention - maps[index]) ** 2).sum()
-    return float(between / total) if total else 0.0
-
-
 def plot_layer_maps(
     record: AttentionRecord, samples: Sequence[int], pictures: np.ndarray, titles: Sequence[str]
 ) -> Figure:
@@ -97,7 +67,7 @@ def plot_class_maps(
         pictures: one for each class, such as its mean picture, (classes, H, W, 3) or (classes, H, W), in [0, 1].
         classes: their names.
     """
-    means = class_maps(record, layer)
+    means = record.class_means(layer)
     maps = [[mean[..., channel] for mean in means] for channel in channels]
     names = [f"channel {channel}" for channel in channels]
     return _map_grid(maps, names, classes, pictures, f"Mean attention of each class in {layer}")
@@ -123,7 +93,7 @@ def plot_channel_range(record: AttentionRecord, columns: int = 10) -> Figure:
 def plot_input_dependence(record: AttentionRecord, reference: AttentionRecord | None = None) -> Figure:
     """How far each channel's map moves with the input, layer by layer, and how much of that the class explains.
 
-    The second panel (see `class_share`) is there where the record has labels.
+    The second panel (see `AttentionRecord.class_share`) is there where the record has labels.
 
     Args:
         reference: an untrained model's record of the same layers and samples, to compare with.
@@ -136,7 +106,7 @@ def plot_input_dependence(record: AttentionRecord, reference: AttentionRecord | 
     left.set_ylabel("input dependence of a channel\n(total variation distance)")
     left.set_title("How far the maps move with the input")
     for axes in right:
-        shares = _by_layer(class_share, record, reference)
+        shares = _by_layer(AttentionRecord.class_share, record, reference)
         for (name, by_layer), offset in zip(shares.items(), _offsets(len(shares)), strict=True):
             places = np.arange(len(by_layer)) + offset
             percent = [100 * share for share in by_layer.values()]
@@ -172,7 +142,7 @@ def plot_entropy(record: AttentionRecord, reference: AttentionRecord | None = No
 
 def plot_class_distances(record: AttentionRecord, classes: Sequence[str]) -> Figure:
     """How far apart the classes' mean maps are, a matrix for each layer, all on one scale."""
-    distances = {layer: class_distances(record, layer) for layer in record.layers}
+    distances = {layer: record.class_distances(layer) for layer in record.layers}
     columns = min(3, len(distances))
     rows = -(-len(distances) // columns)
     figure = Figure(figsize=(WIDTH, rows * (0.86 * WIDTH / columns + 0.35) + 0.5), layout="constrained")
@@ -308,12 +278,6 @@ def _with_legend(figure: Figure, groups: int) -> Figure:
     handles.append(Line2D([], [], linestyle="none", label="box: middle half, whiskers: 5th to 95th percentile"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small")
     return figure
-
-
-def _labels_of(record: AttentionRecord) -> np.ndarray:
-    if record.labels is None:
-        raise ValueError("the record has no labels; give them to AttentionCapture.record(labels=...)")
-    return record.labels
 
 
 def _short(names: Sequence[str]) -> bool:

@@ -114,8 +114,8 @@ def plot_cost_and_benefit(rows: Sequence[Row], baseline: str = "plain") -> Figur
             note = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": "small"}
             place = (row[cost], row["difference"])
             axes.annotate(f"×{row[cost]:.2f}", place, offset, **note, color=style["color"])
-        axes.margins(x=0.45, y=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.margins(x=0.45, y=0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{value:g}"))
         axes.set_title(title)
         axes.set_xlabel(f"times the {baseline} model's")

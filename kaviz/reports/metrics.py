@@ -1,4 +1,4 @@
-"""What a notebook hands to its report: a few figures of merit, and a folder for files."""
+"""What a notebook needs of its report: where it works, a folder for files, and a place for figures of merit."""
 
 import json
 import math
@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+
+
+def project_root(start: str | Path = ".") -> Path:
+    """The nearest folder from `start` upwards that holds a pyproject.toml, else `start`; notebooks work there."""
+    folder = Path(start).resolve()
+    return next((parent for parent in (folder, *folder.parents) if (parent / "pyproject.toml").exists()), folder)
 
 
 def report_folder() -> Path | None:

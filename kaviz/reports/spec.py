@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from kaviz.reports.metrics import project_root
 from kaviz.reports.static import unreadable_maths
 
 _SPEC_KEYS = ("title", "description", "parameters", "entries")
@@ -77,8 +78,7 @@ def load_spec(path: str | Path) -> Spec:
     if not isinstance(raw, dict):
         raise SpecError(path, [f"a spec is a mapping with the keys {', '.join(_SPEC_KEYS)}"])
 
-    folder = path.resolve().parent
-    root = next((parent for parent in (folder, *folder.parents) if (parent / "pyproject.toml").exists()), folder)
+    root = project_root(path.resolve().parent)
     problems = _unknown(raw, _SPEC_KEYS, "the spec")
     problems += [
         f"{key} must be text, not {raw[key]!r}"

@@ -95,16 +95,16 @@ def test_class_statistics_of_known_maps():
     one, other = np.zeros((3, 3, 1), np.float32), np.zeros((3, 3, 1), np.float32)
     one[0, 0], other[0, 0], other[2, 2] = 1, 0.5, 0.5
     record = AttentionRecord({"layer": np.stack([one, one, other, other])}, np.array([0, 0, 1, 1]))
-    assert plots.class_share(record, "layer") == pytest.approx(1)
-    np.testing.assert_allclose(plots.class_distances(record, "layer"), [[0, 0.5], [0.5, 0]])
+    assert record.class_share("layer") == pytest.approx(1)
+    np.testing.assert_allclose(record.class_distances("layer"), [[0, 0.5], [0.5, 0]])
     mixed = AttentionRecord(record.attention, np.array([0, 1, 0, 1]))
-    assert plots.class_share(mixed, "layer") == pytest.approx(0)
-    np.testing.assert_allclose(plots.class_maps(mixed, "layer")[0], (one + other) / 2)
+    assert mixed.class_share("layer") == pytest.approx(0)
+    np.testing.assert_allclose(mixed.class_means("layer")[0], (one + other) / 2)
 
 
 def test_class_share_of_noise_is_that_of_chance():
     record = make_record(samples=3000)
-    assert plots.class_share(record, "layer1") == pytest.approx(2 / 2999, rel=0.5)
+    assert record.class_share("layer1") == pytest.approx(2 / 2999, rel=0.5)
 
 
 def test_statistics_are_drawn_beside_the_reference(record):
@@ -112,7 +112,7 @@ def test_statistics_are_drawn_beside_the_reference(record):
     left, right = plots.plot_input_dependence(record, reference).axes
     assert len(left.patches) == 4  # boxes: two layers, trained and untrained
     heights = [bar.get_height() for bar in right.patches]
-    expected = [100 * plots.class_share(source, layer) for source in (record, reference) for layer in record.layers]
+    expected = [100 * source.class_share(layer) for source in (record, reference) for layer in record.layers]
     np.testing.assert_allclose(heights, expected)
     axes = plots.plot_entropy(record).axes[0]
     assert len(axes.patches) == 2
