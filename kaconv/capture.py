@@ -1,7 +1,6 @@
 """Records of the attention that a model's KAConv layers compute."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -10,9 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kaconv.files import replacing
 from kaconv.layers import KAConv2d
 
 
@@ -104,15 +105,12 @@ class AttentionRecord:
 
     def save(self, path: str | Path) -> None:
         """Write an npz file without pickled objects; `load` reads it."""
-        path = Path(path)
         arrays = {f"attention/{name}": array for name, array in self.attention.items()}
         for name in ("labels", "predictions"):
             if (array := getattr(self, name)) is not None:
                 arrays[name] = array
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, layers=json.dumps(self.layers), **arrays)
-        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -126,7 +124,8 @@ class AttentionCapture:
     """Collects the attention of every forward pass that runs inside the `with` block.
 
     It adds a forward hook to the attention generators, takes them away at the end, on errors too, and changes
-    nothing else: the model keeps its mode and its outputs.
+    nothing else: the model keeps its mode and its outputs. It sees what hooks made of the attention that were there
+    before it, not those that come later.
 
     Args:
         model: any model with KAConv2d layers.
@@ -165,7 +164,7 @@ class AttentionCapture:
     def _keep(self, name: str, layer: KAConv2d) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], attention: Tensor) -> None:
             maps = attention.detach().unflatten(1, layer.kernel_size)
-            self._batches[name].append(maps.float().cpu().numpy())
+            self._batches[name].append(maps.to("cpu", torch.float32, copy=True).numpy())  # later hooks may write to it
 
         return hook
 
@@ -180,11 +179,15 @@ class AttentionCapture:
             labels: the samples' true classes (N,), kept with the record.
 
         Raises:
-            ValueError: if nothing ran inside the block, or if there are not as many labels as samples.
+            ValueError: if nothing ran inside the block, if a pass broke off between the layers, or if there are not as
+                many labels as samples.
         """
         if not any(self._batches.values()):
             raise ValueError("nothing was captured: run the model inside the `with AttentionCapture(...)` block")
         attention = {name: np.concatenate(batches) for name, batches in self._batches.items() if batches}
+        sizes = {name: len(maps) for name, maps in attention.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"a forward pass broke off: the layers have seen different numbers of samples, {sizes}")
         predictions = np.concatenate(self._predictions) if self._predictions else None
         record = AttentionRecord(attention, None if labels is None else np.asarray(labels), predictions)
         if record.labels is not None and record.labels.shape != (len(record),):

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from kaconv.layers import KAConv2d
+from kaconv.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,14 @@ def complexity(model: nn.Module, image_size: int | tuple[int, int] = 224, channe
     `torch.device("meta")` to count without computing. Its mode is restored.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    parameter = next(model.parameters())
-    x = torch.empty(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
-    was_training = [module for module in model.modules() if module.training]
+    like = next(model.parameters(), torch.empty(0))
+    x = like.new_empty(1, channels, height, width)
     counter = _PaperFlops(model)
-    model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as flop_counter:
+        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as flop_counter:
             model(x)
     finally:
         counter.remove()
-        for module in was_training:
-            module.training = True
     params = sum(p.numel() for p in model.parameters())
     return Complexity(params, counter.total, flop_counter.get_total_flops() // 2)
 

@@ -60,20 +60,39 @@ def table_rows(results_dir: Path = RESULTS_DIR, progress: bool = False) -> list[
 
 
 def read_results(results_dir: Path) -> dict[str, dict[str, Any]]:
-    """The newest ImageNet result of each model among the JSON files that `kaconv evaluate --out` wrote there."""
+    """The newest ImageNet result of each model among the JSON files that `kaconv evaluate --out` wrote there.
+
+    A dict per model: top1_error and top5_error (percent), n (pictures), image_size, provenance, file.
+
+    Raises:
+        FileNotFoundError: if there is no such folder; only `RESULTS_DIR` may be missing.
+        ValueError: if a file there is not a result.
+    """
+    if not results_dir.is_dir() and results_dir != RESULTS_DIR:
+        raise FileNotFoundError(f"there is no folder of results at {results_dir}")
     results: dict[str, dict[str, Any]] = {}
     for path in sorted(results_dir.glob("*.json")):
         try:
-            result = json.loads(path.read_text())
+            result = json.loads(path.read_text(encoding="utf-8"))
             if not result["data"].startswith("imagenet:"):
                 continue
-            entry = {key: result[key] for key in ("top1_error", "top5_error", "n", "provenance")}
-            name, date = result["model"], result["provenance"]["date"]
+            name, entry = str(result["model"]), _measured(result) | {"file": str(path)}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a result of `kaconv evaluate`: {error!r}") from error
-        if name not in results or date > results[name]["provenance"]["date"]:
-            results[name] = {**entry, "file": str(path)}
+        if name not in results or entry["provenance"]["date"] > results[name]["provenance"]["date"]:
+            results[name] = entry
     return results
+
+
+def _measured(result: dict[str, Any]) -> dict[str, Any]:
+    provenance = result["provenance"]
+    return {
+        "top1_error": float(result["top1_error"]),
+        "top5_error": float(result["top5_error"]),
+        "n": int(result["n"]),
+        "image_size": int(result["image_size"]),
+        "provenance": provenance | {"date": str(provenance["date"])},
+    }
 
 
 def all_agree(rows: Iterable[dict[str, Any]]) -> bool:
@@ -99,7 +118,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
                 _mark(agrees["flops"]),
                 f"{row['macs']:,}",
                 f"{published['top1_error']:.2f} / {published['top5_error']:.2f}",
-                f"{measured['top1_error']:.2f} / {measured['top5_error']:.2f}" if measured else "not measured",
+                _describe_measured(measured) if measured else "not measured",
             ]
         )
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
@@ -112,6 +131,15 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "One 224×224 picture. FLOPs as the paper counts them; multiply-adds as torch.utils.flop_counter does.",
     ]
     return "\n".join(lines)
+
+
+def _describe_measured(measured: dict[str, Any]) -> str:
+    text = f"{measured['top1_error']:.2f} / {measured['top5_error']:.2f}"
+    if measured["n"] != 50_000:  # not ImageNet's validation set as a whole
+        text += f" of {measured['n']:,} pictures"
+    if measured["image_size"] != 224:
+        text += f" at {measured['image_size']}²"
+    return text
 
 
 def _align(cells: list[str], widths: list[int]) -> str:

@@ -5,14 +5,15 @@ in the order of their attribution, and watches what the model makes of it.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Occlusion, Saliency
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kaconv.modes import evaluating
 
 METHOD_LABELS = {
     "integrated_gradients": "Integrated Gradients",
@@ -66,7 +67,7 @@ def attribute(
         raise ValueError(f"inputs must be pictures (N, C, H, W), got shape {tuple(inputs.shape)}")
     # A copy that needs a gradient: the caller's stays as it is, and the graph exists even if all weights are frozen.
     inputs = inputs.detach().clone().requires_grad_()
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         return _FUNCTIONS[method](model, inputs, target, **options).detach()
 
 
@@ -107,7 +108,7 @@ def perturbation_curve(
     target = torch.as_tensor(target, device=inputs.device).expand(n)
     rank = attributions.sum(1).flatten(1).argsort(1, descending=True).argsort(1).view(n, 1, height, width)
     curve = []
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for fraction in fractions:
             chosen = rank < round(fraction * height * width)
             shown = inputs.where(chosen if insertion else ~chosen, baseline)
@@ -186,15 +187,3 @@ def _last_maps(model: nn.Module, inputs: Tensor) -> nn.Module:
     if not found:
         raise ValueError(f"{type(model).__name__} has no layer that gives maps (N, C, h, w), as Grad-CAM needs")
     return found[-1]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the block; then every module has its own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -124,3 +124,23 @@ def test_save_and_load(tmp_path, model):
     np.testing.assert_array_equal(loaded.labels, [1, 2])
     np.testing.assert_array_equal(loaded.predictions, record.predictions)
     assert [path.name for path in tmp_path.iterdir()] == ["record.npz"]
+
+
+def test_what_was_captured_does_not_change_afterwards(model):
+    generator = model.layer1[0].conv2.attention_generator
+    with AttentionCapture(model) as capture:
+        handle = generator.register_forward_hook(lambda module, inputs, attention: attention.detach().zero_())
+        model(torch.randn(1, 3, 16, 16))
+        handle.remove()
+    np.testing.assert_allclose(capture.record().attention["layer1.0.conv2"].sum(axis=(1, 2)), 1, rtol=1e-5)
+
+
+def test_a_pass_that_broke_off_is_noticed(model):
+    with AttentionCapture(model) as capture:
+        model(torch.randn(2, 3, 16, 16))
+        handle = model.layer2.register_forward_pre_hook(lambda module, inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(torch.randn(1, 3, 16, 16))
+        handle.remove()
+    with pytest.raises(ValueError, match=r"broke off: .*'layer1.0.conv2': 3, 'layer2.0.conv2': 2"):
+        capture.record()

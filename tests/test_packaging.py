@@ -38,3 +38,11 @@ def test_libraries_do_not_import_what_stands_above_them():
     """notebooks -> kaviz -> kaconv, never back; kaconv knows no pictures."""
     for path in (ROOT / "kaconv").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (kaviz|matplotlib|seaborn|IPython)", path.read_text(), re.M), path
+
+
+def test_local_links_in_documents_lead_somewhere():
+    documents = [path for path in ROOT.glob("**/README.md") if not {".venv", "out", "cache"} & set(path.parts)]
+    assert len(documents) >= 4
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
+            assert "://" in target or (document.parent / target).exists(), f"{document}: {target}"

@@ -8,7 +8,7 @@ from torch import nn
 from kaconv import KAConv2d, create_model
 from kaconv.complexity import complexity, paper_flops
 from kaconv.paper import TABLE, as_printed
-from kaconv.table import all_agree, format_table, read_results, table_row, table_rows
+from kaconv.table import RESULTS_DIR, all_agree, format_table, read_results, table_row, table_rows
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,15 @@ def test_counting_leaves_the_model_as_it_was():
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
 
 
+def test_a_model_without_parameters_costs_nothing():
+    assert complexity(nn.ReLU(), 8).params == 0
+    assert paper_flops(nn.ReLU(), 8) == 0
+
+
 def result(model="resnet50", data="imagenet:/data", top1=24.0, date="2026-01-01"):
     provenance = {"date": date, "machine": "m"}
-    return {"model": model, "data": data, "n": 50000, "top1_error": top1, "top5_error": 7.0, "provenance": provenance}
+    errors = {"top1_error": top1, "top5_error": 7.0}
+    return {"model": model, "data": data, "n": 50000, "image_size": 224, **errors, "provenance": provenance}
 
 
 def test_measured_results_are_shown(tmp_path):
@@ -108,12 +114,24 @@ def test_measured_results_are_shown(tmp_path):
     assert "not measured" in text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"data": "imagenet:/x"}', '{"data": 3}'])
+def test_a_result_of_another_protocol_says_so(tmp_path):
+    (tmp_path / "small.json").write_text(json.dumps(result() | {"n": 1000, "image_size": 64}))
+    row = table_row(TABLE[0], read_results(tmp_path)["resnet50"])
+    assert "24.00 / 7.00 of 1,000 pictures at 64²" in format_table([row])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"data": "imagenet:/x"}', '{"data": 3}', json.dumps(result(top1=None)), json.dumps(result(top1="?"))],
+)
 def test_a_file_that_is_no_result_is_named(tmp_path, content):
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(ValueError, match=r"bad\.json is not a result of `kaconv evaluate`"):
         read_results(tmp_path)
 
 
-def test_no_results_folder_means_nothing_measured(tmp_path):
-    assert read_results(tmp_path / "missing") == {}
+def test_only_the_usual_folder_of_results_may_be_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_results(RESULTS_DIR) == {}
+    with pytest.raises(FileNotFoundError, match=r"no folder of results at .*missing"):
+        read_results(tmp_path / "missing")

@@ -67,9 +67,13 @@ class KAConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if attention not in ATTENTION_GENERATORS:
+        if attention not in tuple(ATTENTION_GENERATORS):
             raise ValueError(f"unknown attention {attention!r}; choose from {', '.join(ATTENTION_GENERATORS)}")
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
+        for name, value in {**sizes, "reduction": reduction, "min_hidden": min_hidden}.items():
+            if not _is_integer(value, least=1):
+                raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+        if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -86,8 +90,9 @@ class KAConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.norm = _position_norm(norm_layer, positions, out_channels)
         self.act = act_layer()
-        if getattr(self.act, "inplace", False):
-            self.act.inplace = False  # it would overwrite what a hook on `norm` has seen
+        for module in self.act.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # it would overwrite what a hook on `norm` has seen
         hidden = max(out_channels // reduction, min_hidden)
         self.attention_generator = ATTENTION_GENERATORS[attention](out_channels, positions, hidden, logit_bias)
         self.reset_parameters()
@@ -162,6 +167,10 @@ def _position_norm(norm_layer: Callable[[int], nn.Module], positions: int, chann
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+    if len(pair) != 2 or not all(_is_integer(v, least) for v in pair):
         raise ValueError(f"{name} must be an integer of at least {least}, or a pair of them; got {value!r}")
     return pair
+
+
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

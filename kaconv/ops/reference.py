@@ -48,7 +48,8 @@ def aggregate(y: Tensor, attention: Tensor) -> Tensor:
     Returns:
         (N, C, H, W), of the maps' dtype.
     """
-    return (attention.to(y.dtype)[..., None, None] * y).sum(dim=1)
+    weighed = attention.to(y.dtype)[..., None, None] * y
+    return weighed.sum(dim=1, dtype=y.dtype)  # said outright, because autocast would make it float32 on CUDA
 
 
 def kaconv2d(

@@ -236,7 +236,11 @@ def test_exports_with_a_dynamic_batch(attention):
         torch.testing.assert_close(program.module()(x), layer(x))
 
 
-@pytest.mark.parametrize("act_layer", [nn.ReLU, lambda: nn.ReLU6(inplace=True)])
+@pytest.mark.parametrize(
+    "act_layer",
+    [nn.ReLU, lambda: nn.ReLU6(inplace=True), lambda: nn.Sequential(nn.ReLU(inplace=True))],
+    ids=["out of place", "in place", "in place within"],
+)
 def test_what_a_hook_saw_stays(act_layer):
     layer = KAConv2d(3, 4, 3, act_layer=act_layer)
     seen = {}
@@ -284,7 +288,13 @@ def test_reset_parameters_follows_the_recipe():
         ({"attention": "M"}, "unknown attention 'M'; choose from L, H"),
         ({"attention": None}, "unknown attention None"),
         ({"groups": 3}, "groups=3 must divide in_channels=4 and out_channels=8"),
-        ({"groups": 0}, "groups=0 must divide"),
+        ({"attention": []}, r"unknown attention \[\]"),
+        ({"groups": 0}, "groups must be an integer of at least 1; got 0"),
+        ({"in_channels": 0}, "in_channels must be"),
+        ({"out_channels": -8}, "out_channels must be"),
+        ({"reduction": 0}, "reduction must be"),
+        ({"min_hidden": 0.5}, "min_hidden must be"),
+        ({"kernel_size": True}, "kernel_size must be"),
         ({"kernel_size": 0}, "kernel_size must be an integer of at least 1"),
         ({"kernel_size": (3, 3, 3)}, r"kernel_size .* got \(3, 3, 3\)"),
         ({"stride": 0}, "stride must be"),
