@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from kaconv.files import write_json
+
 
 def project_root(start: str | Path = ".") -> Path:
     """The nearest folder from `start` upwards that holds a pyproject.toml, else `start`; notebooks work there."""
@@ -29,9 +31,7 @@ def save_metrics(metrics: Mapping[str, float | int | str]) -> pd.DataFrame:
     """
     plain = {str(name): _plain(name, value) for name, value in metrics.items()}
     if folder := report_folder():
-        draft = folder / "metrics.json.tmp"
-        draft.write_text(json.dumps(read_metrics(folder) | plain), encoding="utf-8")
-        draft.replace(folder / "metrics.json")
+        write_json(folder / "metrics.json", read_metrics(folder) | plain)
     return pd.DataFrame({"value": [format_value(value) for value in plain.values()]}, index=list(plain))
 
 

@@ -1,6 +1,7 @@
 """Running a spec: each notebook through papermill in a process of its own, then its page, at the end the index."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ import nbformat
 import psutil
 from tqdm import tqdm
 
-from kaconv.files import write_json
+from kaconv.files import write_json, write_text
 from kaviz.reports.metrics import read_metrics
 from kaviz.reports.page import Summary, write_index, write_page
 from kaviz.reports.spec import Entry, Spec
 
 _CHILD = Path(__file__).with_name("execute.py")
+_MARK = ".kaviz-report"  # the file that tells a report's folder from one that it must not write to
 _LOG_EVERY = 30  # seconds between progress lines where there is no terminal
 
 
@@ -37,11 +39,13 @@ def run_report(spec: Spec, out: Path) -> bool:
     """Run every entry of `spec`, and write its page to `out`/<entry>/ and the index to `out`/index.html.
 
     An entry that fails does not stop the others. What an earlier run left in `out` is replaced entry by entry, each
-    when its new one is complete. Returns whether all went well.
+    when its new one is complete. Returns whether all went well. Raises ValueError, before anything is touched, if `out`
+    holds what no report wrote.
     """
     began = time.monotonic()
     out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    _check_folder(out, spec)
+    write_text(out / _MARK, "The output of `kaviz report`, which replaces what it wrote here before.\n")
     summaries = []
     for number, entry in enumerate(spec.entries, 1):
         _say(f"[{number}/{len(spec.entries)}] {entry.name}")
@@ -77,6 +81,30 @@ def run_entry(entry: Entry, spec: Spec, out: Path) -> Summary:
     return summary
 
 
+def _check_folder(out: Path, spec: Spec) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is not a folder; a report is written to a folder")
+    if any(out.iterdir()) and not (out / _MARK).is_file():
+        raise ValueError(f"{out} holds files and no report; choose a new or an empty folder")
+    if (out / "index.html").is_dir():
+        raise ValueError(f"{out / 'index.html'} is a folder, where the report's index goes")
+    for entry in spec.entries:
+        folder = out / entry.name
+        if os.path.lexists(folder) and not _is_entry(folder):
+            raise ValueError(f"{folder} was not written by a report; move it away or rename the entry")
+
+
+def _is_entry(folder: Path) -> bool:
+    """Whether `folder` is one that `run_entry` wrote."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(metrics, dict) and {"notebook", "status", "duration_s"} <= metrics.keys()
+
+
 def execute(entry: Entry, cwd: Path, executed: Path) -> Outcome:
     """Run a notebook to the file `executed`, whose folder it gets as KAVIZ_OUT, within the entry's time limit."""
     began = time.monotonic()
@@ -91,7 +119,7 @@ def execute(entry: Entry, cwd: Path, executed: Path) -> Outcome:
                     "output": str(executed),
                     "parameters": entry.given,
                     "cwd": str(cwd),
-                    "timeout": entry.timeout,
+                    "timeout": math.ceil(entry.timeout),  # papermill takes whole seconds
                     "progress": str(progress),
                 }
             )
@@ -122,12 +150,17 @@ def execute(entry: Entry, cwd: Path, executed: Path) -> Outcome:
 def kernel_environment(folder: Path) -> dict[str, str]:
     """The environment of a run: this Python's own kernel, inline figures, no text bars of tqdm, and KAVIZ_OUT."""
     environment = {key: value for key, value in os.environ.items() if key not in ("JUPYTER_PATH", "MPLBACKEND")}
-    return environment | {
-        "KAVIZ_OUT": str(folder),
-        "TQDM_DISABLE": "1",
-        "JUPYTER_PREFER_ENV_PATH": "1",  # else a python3 kernel in the user's home may win
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
+    # Threads that wait should sleep: on a busy machine those that spin make small networks many times slower.
+    return (
+        {"OMP_WAIT_POLICY": "PASSIVE"}
+        | environment
+        | {
+            "KAVIZ_OUT": str(folder),
+            "TQDM_DISABLE": "1",
+            "JUPYTER_PREFER_ENV_PATH": "1",  # else a python3 kernel in the user's home may win
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+    )
 
 
 def _wait(process: subprocess.Popen, entry: Entry, progress: Path, began: float) -> bool:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -74,7 +75,9 @@ def load_spec(path: str | Path) -> Spec:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise SpecError(path, [f"not valid YAML: {error}"]) from None
+        raise SpecError(path, [f"not valid YAML: {_yaml_problem(error)}"]) from None
+    except ValueError as error:  # not UTF-8, or a date that no calendar has
+        raise SpecError(path, [f"cannot be read: {error}"]) from None
     if not isinstance(raw, dict):
         raise SpecError(path, [f"a spec is a mapping with the keys {', '.join(_SPEC_KEYS)}"])
 
@@ -107,6 +110,13 @@ def load_spec(path: str | Path) -> Spec:
     return Spec(path.stem, raw.get("title", path.stem), raw.get("description", ""), root, tuple(entries))
 
 
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """One line for an error that PyYAML tells in several."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
 def _check_entry(item: dict, shared: dict, root: Path, problems: list[str]) -> Entry:
     notebook = _find_notebook(item["notebook"], root)
     name = item.get("name", notebook.stem)
@@ -117,11 +127,11 @@ def _check_entry(item: dict, shared: dict, root: Path, problems: list[str]) -> E
     if not isinstance(item.get("title", ""), str):
         problems.append(f"{where}: title must be text, not {item['title']!r}")
     timeout = item.get("timeout", DEFAULT_TIMEOUT)
-    if type(timeout) not in (int, float) or timeout <= 0:
+    if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
         problems.append(f"{where}: timeout must be a number of seconds above 0, not {timeout!r}")
     given, parameters = _mapping(item, "parameters", where, problems), {}
     try:
-        content = nbformat.read(notebook, as_version=4)
+        content = _read_notebook(notebook)
         cell = next((cell for cell in content.cells if "parameters" in cell.metadata.get("tags", [])), None)
         declared = declared_parameters(cell.source) if cell else {}
     except FileNotFoundError:
@@ -205,13 +215,27 @@ def _type_name(value: object) -> str:
     return "None" if value is None else type(value).__name__
 
 
+def _read_notebook(path: Path) -> nbformat.NotebookNode:
+    """The valid notebook at `path`; FileNotFoundError, or ValueError with one line."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # nbformat stumbles over wrong JSON in many ways, each with its own exception
+        raise ValueError(str(error).strip().partition("\n")[0] or type(error).__name__) from None
+    return notebook
+
+
 def _find_notebook(name: str, root: Path) -> Path:
     candidates = [root / name, root / f"{name}.ipynb", root / "notebooks" / name, root / "notebooks" / f"{name}.ipynb"]
     return next((path for path in candidates if path.is_file()), root / name)
 
 
 def _mapping(raw: dict, key: str, where: str, problems: list[str]) -> dict:
-    value = raw.get(key) or {}
+    value = raw.get(key)
+    if value is None:
+        return {}
     if isinstance(value, dict):
         return value
     problems.append(f"{where}: {key} must be a mapping, not {value!r}")

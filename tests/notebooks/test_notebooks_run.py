@@ -33,7 +33,7 @@ def report(tmp_path_factory):
 def test_the_report_is_complete(report):
     folder, done = report
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.name for path in (folder / "out").iterdir()) == [*NOTEBOOKS, "index.html"]
+    assert sorted(path.name for path in (folder / "out").glob("[!.]*")) == [*NOTEBOOKS, "index.html"]
     assert str(folder / "out" / "index.html") in done.stdout
 
 

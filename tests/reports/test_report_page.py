@@ -33,6 +33,16 @@ def test_metrics_are_collected_in_a_report(tmp_path, monkeypatch):
     assert table.loc["params", "value"] == "281,000"
 
 
+def test_metrics_that_cannot_be_written_leave_the_earlier_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAVIZ_OUT", str(tmp_path))
+    save_metrics({"error (%)": 2.5})
+    monkeypatch.setattr("os.replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_metrics({"error (%)": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert read_metrics(tmp_path) == {"error (%)": 2.5}
+
+
 def test_metrics_outside_a_report_are_only_shown(tmp_path, monkeypatch):
     monkeypatch.delenv("KAVIZ_OUT", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -40,7 +40,7 @@ entries:
     parameters: {epochs: 2}
   - notebook: fails
   - notebook: hangs
-    timeout: 15
+    timeout: 30
   - notebook: figure
     name: last
     title: Once more
@@ -123,8 +123,8 @@ def test_a_traceback_is_on_its_page_and_only_there(report):
 def test_a_notebook_out_of_time_is_killed_with_its_kernel(report):
     _, project, out = report
     result = metrics(out / "hangs")
-    assert result["error"] == "timed out after 15 s"
-    assert result["duration_s"] < 60
+    assert result["error"] == "timed out after 30 s"
+    assert result["duration_s"] < 90
     assert not psutil.pid_exists(int((project.root / "pid").read_text()))
 
 
@@ -183,7 +183,7 @@ def test_a_rerun_replaces_the_entry_and_leaves_the_rest(report):
     assert run_entry(spec.entries[0], spec, out).status == "failed"
     assert not stale.exists()
     assert neighbour.exists()
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".kaviz-report"]
 
 
 def test_a_notebook_cut_off_while_it_is_saved_still_gets_a_page(project, monkeypatch):

@@ -92,11 +92,20 @@ def test_a_wrong_parameter_is_refused(study, parameters, said):
     [
         ("entries: []", "at least one notebook"),
         ("- notebook: train", "a spec is a mapping"),
-        ("entries: [", "not valid YAML"),
+        ("entries: [", "not valid YAML: line 1: "),
+        ("title: x\nentries: {a: b: c}", "not valid YAML: line 2: "),
+        ("title: \x07", "not valid YAML: "),
+        ("title: 2022-99-99", "cannot be read: "),
         ("titel: x\nentries: [{notebook: train}]", "did you mean 'title'"),
         ("title: 3\nentries: [{notebook: train}]", "title must be text"),
         ("entries: [{notebook: train, time: 3}]", "did you mean 'timeout'"),
         ("entries: [{notebook: train, timeout: 0}]", "timeout must be a number of seconds"),
+        ("entries: [{notebook: train, timeout: .inf}]", "timeout must be a number of seconds"),
+        ("entries: [{notebook: train, timeout: .nan}]", "timeout must be a number of seconds"),
+        ("entries: [{notebook: train, parameters: []}]", "parameters must be a mapping, not []"),
+        ("parameters: 0\nentries: [{notebook: train}]", "parameters must be a mapping, not 0"),
+        ("entries: [{notebook: '', name: x}]", "entry 'x': no notebook ''"),
+        ("entries: [{notebook: notebooks}]", "entry 'notebooks': no notebook 'notebooks'"),
         ("entries: [{notebook: train, name: ../up}]", "letters, digits"),
         ("entries: [{notebook: trian}]", "no notebook 'trian'"),
         ("entries: [{notebook: train}, {notebook: train}]", "2 entries are called 'train'"),
@@ -106,7 +115,20 @@ def test_a_wrong_parameter_is_refused(study, parameters, said):
     ],
 )
 def test_a_wrong_spec_is_refused(study, text, said):
-    assert any(said in problem for problem in problems_of(study, text))
+    problems = problems_of(study, text)
+    assert any(said in problem for problem in problems)
+    assert not any("\n" in problem for problem in problems)
+
+
+def test_a_spec_without_utf_8_is_refused_by_name(study):
+    path = study.spec("")
+    path.write_bytes(b"title: \xe9t\xe9")
+    with pytest.raises(SpecError, match=r"study\.yaml: cannot be read: .*utf-8"):
+        load_spec(path)
+
+
+def test_empty_parameters_are_none(study):
+    assert load_spec(study.spec("parameters:\nentries: [{notebook: train, parameters: }]")).entries[0].given == {}
 
 
 def test_all_problems_are_told_at_once(study):
@@ -121,10 +143,28 @@ def test_formulas_that_no_page_can_draw_are_refused(study):
     assert "cases" in problem
 
 
-def test_a_notebook_that_is_none_is_refused(study):
-    (study.root / "notebooks" / "broken.ipynb").write_text("{")
+V4 = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "{}",
+        "[]",
+        "null",
+        V4 + "}",
+        V4 + ', "cells": 3}',
+        V4 + ', "cells": [{"cell_type": "markdown", "id": "a", "source": ""}]}',
+        V4 + ', "cells": [{"cell_type": "markdown", "id": "a", "metadata": {}}]}',
+    ],
+)
+def test_a_notebook_that_is_none_is_refused(study, content):
+    (study.root / "notebooks" / "broken.ipynb").write_text(content)
     (problem,) = problems_of(study, "entries: [{notebook: broken}]")
-    assert "broken.ipynb cannot be read" in problem
+    assert problem.startswith("entry 'broken': broken.ipynb cannot be read: ")
+    assert "\n" not in problem
 
 
 def test_parameters_are_read_from_the_syntax_tree():
