@@ -1,6 +1,7 @@
 """Trained models as single safetensors files that say what they are: model name, classes, preprocessing."""
 
 import json
+import textwrap
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -60,26 +61,44 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a kaconv checkpoint, or its weights do not fit the model that it names.
+        ValueError: if it is not a whole kaconv checkpoint, or its weights do not fit the model that it names.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path.resolve()}")
     metadata, tensors = _read(path)
     try:
-        name, classes, info = metadata["name"], metadata["classes"], metadata["info"]
-        preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-    except KeyError as error:
-        raise ValueError(f"{path}: the checkpoint's metadata lacks {error}") from None
-    model = create_model(name, num_classes=len(classes))
+        checkpoint = _without_weights(json.loads(metadata))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: bad checkpoint metadata: {error}") from None
     try:
-        model.load_state_dict(tensors)
+        checkpoint.model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit {name} with {len(classes)} classes: {error}") from None
-    return Checkpoint(model.eval(), name, classes, preprocessing, info)
+        name, classes, problem = checkpoint.name, checkpoint.classes, str(error).splitlines()[-1]
+        raise ValueError(
+            f"{path}: the weights do not fit {name} with {len(classes)} classes: {textwrap.shorten(problem, 300)}"
+        ) from None
+    return checkpoint
 
 
-def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+def _without_weights(metadata: object) -> Checkpoint:
+    kinds = {"name": str, "classes": list, "preprocessing": dict, "info": dict}
+    if not isinstance(metadata, dict):
+        raise ValueError(f"it must be an object, got {metadata!r}")
+    for key, kind in kinds.items():
+        if key not in metadata:
+            raise ValueError(f"it lacks {key}")
+        if not isinstance(metadata[key], kind):
+            raise ValueError(f"{key} must be a {kind.__name__}, got {metadata[key]!r}")
+    name, classes = metadata["name"], metadata["classes"]
+    if not classes or not all(isinstance(item, str) for item in classes):
+        raise ValueError(f"classes must be names, got {classes!r}")
+    preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
+    model = create_model(name, num_classes=len(classes)).eval()
+    return Checkpoint(model, name, classes, preprocessing, metadata["info"])
+
+
+def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
@@ -88,4 +107,4 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
     if metadata is None:
         raise ValueError(f"{path} is a safetensors file, but says no model name, classes and preprocessing for kaconv")
-    return json.loads(metadata), tensors
+    return metadata, tensors

@@ -34,8 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("kaconv: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"kaconv: error: {error}", file=sys.stderr)
+        print(f"kaconv: error: {_message(error)}", file=sys.stderr)
         return 2
+
+
+def _message(error: Exception) -> str:
+    message = str(error)
+    if message.startswith("Caught "):  # torch puts the whole traceback of a loading process into the message
+        return message.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+    return message
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -137,7 +144,8 @@ examples:
       --batch-size 256 --lr 0.1 --schedule step --weight-decay 1e-4 --label-smoothing 0.1 --workers 8 --out runs/r50-l
 
 OUT gets config.yaml, metrics.jsonl, TensorBoard's events, last.safetensors, best.safetensors (by test error) and, at
-the end, summary.json. The same command does nothing where OUT is finished, and starts again where it is interrupted.
+the end, summary.json. The same command does nothing where OUT is finished; a training that was interrupted starts
+again from the first epoch.
 """
 
 
@@ -204,8 +212,8 @@ def add_evaluate_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Evaluate, print the errors, write the result."""
-    if args.out and Path(args.out).is_dir():
-        raise ValueError(f"--out {args.out} is a folder; give a file's name")
+    if args.out is not None:
+        check_result_path(Path(args.out))
     from accelerate import PartialState
 
     from kaconv.files import write_json
@@ -218,5 +226,27 @@ def run_evaluate(args: argparse.Namespace) -> None:
         f"{result['model']} on {result['data']}, {result['n']} images: "
         f"top-1 error {result['top1_error']:.2f} %, top-5 error {result['top5_error']:.2f} %"
     )
-    if args.out:
+    if args.out is not None:
         write_json(args.out, result)
+
+
+def check_result_path(path: Path) -> None:
+    """ValueError if a result cannot be written there, or would replace a file that is not one."""
+    import json
+
+    from kaconv.training.config import file_in_the_way
+
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder; give a file's name")
+    if path.suffix != ".json":
+        raise ValueError(f"--out must end in .json, got {str(path)!r}")
+    if file := file_in_the_way(path.parent):
+        raise ValueError(f"--out {path} cannot be written: {file} is a file, not a folder")
+    if not path.exists():
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        there = None
+    if not isinstance(there, dict) or not {"top1_error", "provenance"} <= there.keys():
+        raise ValueError(f"--out {path} exists and is not a result of kaconv evaluate; choose another name")

@@ -3,10 +3,13 @@
 import contextlib
 import difflib
 import io
+import math
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +22,8 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 from torchvision.transforms import v2
 
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer
+# What Pillow's decoders raise, depending on the format and on what is wrong with the file.
+BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,20 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocessing":
-        """Inverse of `to_dict`; ValueError on a missing or unknown field."""
+        """Inverse of `to_dict`; ValueError on a missing or unknown field or a value that a field cannot have."""
+        if not isinstance(values, dict):
+            raise ValueError(f"preprocessing must be a dict of its fields, got {values!r}")
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"unknown preprocessing fields: {', '.join(unknown)}")
         try:
-            return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+            preprocessing = cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"incomplete preprocessing {values}: {error}") from None
+        bad = [name for name, is_allowed in _ALLOWED.items() if not is_allowed(getattr(preprocessing, name))]
+        if bad:
+            raise ValueError(f"bad preprocessing: {', '.join(f'{name} {values[name]!r}' for name in bad)}")
+        return preprocessing
 
     def _resize(self) -> v2.Transform:
         return v2.Resize(self.resize, interpolation=v2.InterpolationMode(self.interpolation))
@@ -86,6 +97,20 @@ class Preprocessing:
     def _to_tensor(self) -> list[v2.Transform]:
         return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
 
+
+def _is_three_numbers(values: tuple) -> bool:
+    return len(values) == 3 and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+_ALLOWED: dict[str, Callable[[Any], bool]] = {
+    "image_size": lambda value: type(value) is int and value >= 1,
+    "resize": lambda value: type(value) is int and value >= 1,
+    "interpolation": lambda value: value in [mode.value for mode in v2.InterpolationMode],
+    "mean": _is_three_numbers,
+    "std": lambda values: _is_three_numbers(values) and min(values) > 0,
+    "padding": lambda value: value is None or (type(value) is int and value >= 0),
+    "flip": lambda value: isinstance(value, bool),
+}
 
 IMAGENET = Preprocessing(224, 256, "bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 DIGITS = Preprocessing(16, 16, "bilinear", mean=(0.305,) * 3, std=(0.319,) * 3, padding=1, flip=False)
@@ -296,7 +321,7 @@ def _image_folder(path: Path, transform: Callable) -> datasets.ImageFolder:
 def _load_rgb(path: str) -> Image.Image:
     try:
         return datasets.folder.default_loader(path)
-    except OSError as error:
+    except BROKEN_PICTURE as error:
         raise ValueError(f"cannot read the picture {path}: {error}") from None
 
 

@@ -1,3 +1,6 @@
+import json
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -65,3 +68,31 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, model):
     save(tmp_path / "d.safetensors", model, name="ka_resnet11_cifar")
     with pytest.raises(ValueError, match="ka_resnet11_cifar_l"):  # the close match
         load_checkpoint(tmp_path / "d.safetensors")
+
+
+WHOLE = {"name": NAME, "classes": CLASSES, "preprocessing": DIGITS.to_dict(), "info": {}}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ('{"name": ', "Expecting value"),
+        ("[1]", "must be an object"),
+        ({"name": NAME}, "lacks classes"),
+        (WHOLE | {"name": 3}, "name must be a str, got 3"),
+        (WHOLE | {"name": "nothing"}, "nothing"),
+        (WHOLE | {"classes": 3}, "classes must be a list"),
+        (WHOLE | {"classes": []}, "classes must be names"),
+        (WHOLE | {"classes": [1, 2, 3]}, "classes must be names"),
+        (WHOLE | {"preprocessing": [1]}, "preprocessing must be a dict"),
+        (WHOLE | {"preprocessing": DIGITS.to_dict() | {"mean": 3}}, "incomplete preprocessing"),
+        (WHOLE | {"preprocessing": DIGITS.to_dict() | {"image_size": "3"}}, "bad preprocessing: image_size '3'"),
+        (WHOLE | {"info": None}, "info must be a dict"),
+    ],
+)
+def test_bad_metadata_is_explained_with_the_file_s_name(tmp_path, metadata, message):
+    path = tmp_path / "a.safetensors"
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    save_file({"weight": torch.zeros(2)}, path, {"kaconv": text})
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: .*{re.escape(message)}[^\n]*\Z"):
+        load_checkpoint(path)

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from kaconv.cli import main
 from kaconv.paper import TABLE
@@ -72,6 +73,9 @@ def test_evaluate_writes_a_result_with_its_provenance(folder, tmp_path, capsys):
         (["--data", "folder:nowhere"], "nowhere"),
         (["--lr", "-1"], "lr must be a number > 0, got -1.0"),
         (["--schedule", "linear"], "cosine, step"),
+        (["--batch-size", "1"], "batch_size must be a whole number from 2"),
+        (["--seed", str(2**32)], "seed must be"),
+        (["--out", f"{__file__}/sub"], f"{__file__} is a file"),
     ],
 )
 def test_mistakes_in_training_are_explained_in_a_line(tmp_path, capsys, changes, message):
@@ -85,6 +89,39 @@ def test_mistakes_in_evaluation_are_explained_in_a_line(folder, tmp_path, capsys
     assert "class 0 is" in error_of(capsys, ["evaluate", "--checkpoint", checkpoint, "--data", "digits"])
     message = error_of(capsys, ["evaluate", "--checkpoint", checkpoint, "--data", "fake", "--out", tmp_path])
     assert "is a folder" in message
+
+
+def test_only_a_result_is_replaced_by_a_result(folder, tmp_path, capsys, monkeypatch):
+    argv = ["evaluate", "--checkpoint", folder / "best.safetensors", "--data", "fake", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr("kaconv.training.evaluation.evaluate", lambda *args, **kwargs: pytest.fail("evaluated"))
+        assert "must end in .json, got 'result'" in error_of(capsys, [*argv, "result"])
+        for text in ("years of work", '["top1_error", "provenance"]', '{"top1_error": 3}'):
+            (tmp_path / "a.json").write_text(text)
+            assert "a.json exists and is not a result" in error_of(capsys, [*argv, tmp_path / "a.json"])
+            assert (tmp_path / "a.json").read_text() == text
+        message = error_of(capsys, [*argv, tmp_path / "a.json" / "sub" / "b.json"])
+        assert f"{tmp_path / 'a.json'} is a file, not a folder" in message
+    for _ in range(2):  # the second time over the first result
+        assert main([str(item) for item in [*argv, tmp_path / "b.json"]]) == 0
+
+
+def test_bounds_of_evaluation_are_explained_in_a_line(folder, capsys):
+    argv = ["evaluate", "--checkpoint", folder / "best.safetensors", "--data", "fake"]
+    assert "batch_size must be a whole number from 1" in error_of(capsys, [*argv, "--batch-size", "0"])
+    assert "workers must be a whole number from 0 to 1024" in error_of(capsys, [*argv, "--workers", "1025"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_one_line(tmp_path, capsys, workers):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / split / name / "0.png")
+    broken = tmp_path / "pictures" / "train" / "dog" / "0.png"
+    broken.write_bytes(b"no picture")
+    argv = [*TRAIN, "--out", tmp_path / "a", "--data", f"folder:{tmp_path / 'pictures'}", "--workers", workers]
+    assert error_of(capsys, argv).startswith(f"kaconv: error: cannot read the picture {broken}: ")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 import shutil
 import socket
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,24 @@ def test_a_broken_picture_is_named(pictures):
         load_data(f"folder:{pictures}").test[0]
 
 
+@pytest.mark.parametrize(
+    "error", [SyntaxError("broken PNG file"), EOFError("end"), ValueError("bad"), struct.error("unpack requires")]
+)
+def test_whatever_a_decoder_raises_the_picture_is_named(pictures, monkeypatch, error):
+    def decoder(path):
+        raise error
+
+    monkeypatch.setattr("torchvision.datasets.folder.default_loader", decoder)
+    with pytest.raises(ValueError, match=rf"cannot read the picture .*val/cat/0\.png: {error}"):
+        load_data(f"folder:{pictures}").test[0]
+
+
+def test_a_decompression_bomb_is_named(pictures, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the pictures have 1200
+    with pytest.raises(ValueError, match=r"cannot read the picture .*0\.png: .*decompression bomb"):
+        load_data(f"folder:{pictures}").test[0]
+
+
 @pytest.mark.parametrize("spec", ["fashion_mnist", "cifar10", "imagenette"])
 def test_missing_downloads_give_one_quiet_error(spec, tmp_path, monkeypatch, capfd):
     def no_network(*args, **kwargs):
@@ -181,6 +200,25 @@ def test_preprocessing_survives_json():
         Preprocessing.from_dict(own.to_dict() | {"colour": "blue"})
     with pytest.raises(ValueError, match=r"incomplete preprocessing .*mean"):
         Preprocessing.from_dict({"image_size": 3})
+    with pytest.raises(ValueError, match="must be a dict"):
+        Preprocessing.from_dict([3])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_size", "32"),
+        ("resize", 0),
+        ("interpolation", ["bilinear"]),
+        ("mean", [0, 0]),
+        ("std", [1, 1, 0]),
+        ("padding", -1),
+        ("flip", "yes"),
+    ],
+)
+def test_bad_preprocessing_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"bad preprocessing: {name} "):
+        Preprocessing.from_dict(IMAGENET.to_dict() | {name: value})
 
 
 def test_eval_transform_takes_pictures_and_tensors_alike():

@@ -1,5 +1,7 @@
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,10 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import kaconv.training.trainer as trainer
+from kaconv.data import load_data
+from kaconv.models import create_model
 from kaconv.training import Run, TrainConfig, evaluate, evaluate_checkpoint, fit
+from kaconv.training.run import find_finished_run
 from kaconv.training.trainer import smoothed_cross_entropy
 
 FILES = {"config.yaml", "metrics.jsonl", "summary.json", "tensorboard", "last.safetensors", "best.safetensors"}
@@ -94,6 +99,41 @@ def test_workers_are_seeded_too(tmp_path):
     assert one.checkpoint_path("last").read_bytes() == other.checkpoint_path("last").read_bytes()
 
 
+def first_epoch(config: TrainConfig, monkeypatch, *, augmented: bool) -> torch.Tensor:
+    """The pictures of the first epoch as the model gets them."""
+    batches = []
+
+    def watched(*args, **kwargs):
+        model = create_model(*args, **kwargs)
+        model.register_forward_pre_hook(
+            lambda module, inputs: batches.append(inputs[0].clone()) if module.training else None
+        )
+        return model
+
+    def load(*args):
+        data = load_data(*args)
+        return data if augmented else replace(data, train=data.test)
+
+    monkeypatch.setattr(trainer, "create_model", watched)
+    monkeypatch.setattr(trainer, "load_data", load)
+    fit(config, progress=False)
+    return torch.cat(batches)
+
+
+def test_the_order_of_the_pictures_depends_on_the_seed(tmp_path, monkeypatch):
+    configs = [config_for(tmp_path / str(seed), seed=seed, epochs=1, batch_size=25) for seed in (0, 1)]
+    one, other = (first_epoch(config, monkeypatch, augmented=False) for config in configs)
+    assert torch.equal(one.sum((1, 2, 3)).sort().values, other.sum((1, 2, 3)).sort().values)  # the same pictures
+    assert not torch.equal(one, other)
+
+
+def test_all_models_get_the_same_pictures_from_a_seed(tmp_path, monkeypatch):
+    """Initialising a KA model draws more random numbers, which must not change what it is trained on."""
+    configs = [config_for(tmp_path / name, model=name, epochs=1) for name in ("resnet11_cifar", "ka_resnet11_cifar_l")]
+    plain, ka = (first_epoch(config, monkeypatch, augmented=True) for config in configs)
+    assert torch.equal(plain, ka)
+
+
 def test_training_learns_the_digits(tmp_path):
     run = fit(TrainConfig(model="resnet11_cifar", out=tmp_path / "a", epochs=2, image_size=8, lr=0.1), progress=False)
     assert run.history[-1]["test_error"] < 40  # 90 by chance
@@ -133,6 +173,101 @@ def test_an_interrupted_run_starts_again(tmp_path, run, monkeypatch):
         assert torch.equal(value, weights(whole)[name])
 
 
+def copy_of(run: Run, folder) -> Run:
+    shutil.copytree(run.folder, folder)
+    return Run(folder, replace(run.config, out=str(folder)))
+
+
+def test_what_an_interrupted_run_left_is_kept_for_an_epoch(tmp_path, run, monkeypatch):
+    unfinished = copy_of(run, tmp_path / "a")
+    (unfinished.folder / "summary.json").unlink()
+    before = {path: path.read_bytes() for path in unfinished.folder.rglob("*") if path.is_file()}
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(unfinished.config, progress=False)
+    after = {path: path.read_bytes() for path in unfinished.folder.rglob("*") if path.is_file()}
+    assert {path.name for path in before} == {path.name for path in after}
+    assert all(after[path] == before[path] for path in before if path.name != "config.yaml")  # it says where it lies
+
+    def worse(*args, **kwargs):
+        return replace(evaluate(*args, **kwargs), top1_error=99.0)
+
+    monkeypatch.setattr(trainer, "evaluate", worse)
+    whole = fit(unfinished.config, progress=False)
+    assert whole.load_checkpoint("best").info["test_error"] == whole.load_checkpoint("last").info["test_error"] == 99
+    assert Run.load(whole.folder) == whole
+    assert len(list((whole.folder / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.jsonl", '{"epoch": 1, "tr', "Unterminated string"),
+        ("metrics.jsonl", '{"epoch": 1}', "it must have a number for test_error"),
+        ("metrics.jsonl", "[1]", "there must be an object"),
+        ("summary.json", '{"model": "resn', "Unterminated string"),
+        ("summary.json", '{"a": 1}', "it must have a number for parameters"),
+        ("summary.json", "[]", "there must be an object"),
+        ("config.yaml", "", "fields as `name: value`"),
+        ("config.yaml", "model: [", "while parsing"),
+        ("config.yaml", "1: 2\nmodel: a", "fields as `name: value`"),
+        ("config.yaml", "model: a", "config fields missing: out"),
+        ("config.yaml", "model: \x00", "special characters"),
+    ],
+)
+def test_a_damaged_file_is_named_in_a_line(tmp_path, run, name, text, message):
+    folder = copy_of(run, tmp_path / "a").folder
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"^cannot read .*{name}: .*{re.escape(message)}[^\n]*\Z"):
+        Run.load(folder)
+
+
+def test_a_damaged_history_matters_only_to_a_finished_run(tmp_path, run):
+    damaged = copy_of(run, tmp_path / "a")
+    (damaged.folder / "metrics.jsonl").write_text('{"epoch": 1, "tr')
+    with pytest.raises(ValueError, match=r"cannot read .*metrics\.jsonl"):
+        fit(damaged.config, progress=False)
+    (damaged.folder / "summary.json").unlink()
+    assert find_finished_run(damaged.config) is None
+
+
+@pytest.mark.parametrize("name", ["summary.json", "best.safetensors", "last.safetensors"])
+def test_a_run_without_its_summary_or_weights_is_not_finished(tmp_path, run, name):
+    whole = copy_of(run, tmp_path / "a")
+    assert find_finished_run(whole.config).history == run.history
+    (whole.folder / name).unlink()
+    assert not Run.load(whole.folder).finished
+    assert find_finished_run(whole.config) is None
+    with pytest.raises(ValueError, match="another config: lr"):  # there is still something to lose
+        find_finished_run(replace(whole.config, lr=0.2))
+
+
+def test_a_truncated_summary_is_no_end(tmp_path, run):
+    damaged = copy_of(run, tmp_path / "a")
+    (damaged.folder / "summary.json").write_text('{"model": "resn')
+    assert fit(damaged.config, progress=False).finished
+    assert Run.load(damaged.folder).finished
+
+
+def test_a_folder_of_a_failed_first_epoch_is_taken_over(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError("cannot read the picture")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", broken)
+        with pytest.raises(ValueError, match="cannot read the picture"):
+            fit(config_for(tmp_path / "a", lr=0.2), progress=False)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["config.yaml"]
+    run = fit(config_for(tmp_path / "a", epochs=1), progress=False)
+    assert run.finished
+    assert Run.load(run.folder).config.lr == 0.05
+
+
 def test_another_run_s_folder_is_refused(run):
     files = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
     with pytest.raises(ValueError, match=r"another config: lr \(0\.05 there, 0\.2 here\), seed \(0 there, 3 here\)"):
@@ -146,6 +281,8 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         fit(config_for(tmp_path), progress=False)
     with pytest.raises(ValueError, match="is a file"):
         fit(config_for(tmp_path / "thesis.txt"), progress=False)
+    with pytest.raises(ValueError, match=r"out must be .*thesis\.txt/sub/a'.* .*thesis\.txt is a file"):
+        fit(config_for(tmp_path / "thesis.txt" / "sub" / "a"), progress=False)
     (tmp_path / "config.yaml").write_text("server: localhost")
     with pytest.raises(ValueError, match=r"cannot read .*config\.yaml: unknown config fields: server"):
         fit(config_for(tmp_path), progress=False)
@@ -163,7 +300,8 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
         ({"epochs": "5"}, "epochs must be a whole number >= 1, got '5'"),
         ({"epochs": True}, "epochs must be"),
-        ({"batch_size": 0}, "batch_size must be"),
+        ({"batch_size": 1}, "batch_size must be a whole number from 2 to 1048576, got 1"),
+        ({"batch_size": 2**20 + 1}, "batch_size must be"),
         ({"lr": -0.1}, "lr must be a number > 0, got -0.1"),
         ({"lr": math.nan}, "lr must be"),
         ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\)"),
@@ -171,9 +309,11 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         ({"schedule": "linear"}, "schedule must be one of cosine, step, got 'linear'"),
         ({"warmup_epochs": 2}, "warmup_epochs must be less than epochs"),
         ({"label_smoothing": 0.5}, "label_smoothing must be"),
-        ({"seed": -1}, "seed must be"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be"),
         ({"image_size": 0}, "image_size must be"),
-        ({"workers": -1}, "workers must be"),
+        ({"workers": -1}, "workers must be a whole number from 0 to 1024, got -1"),
+        ({"workers": 1025}, "workers must be"),
         ({"mixed_precision": "fp8"}, "mixed_precision must be one of no, bf16, fp16"),
     ],
 )
@@ -269,6 +409,28 @@ def test_evaluate_counts_every_sample_once_and_in_order(batch_size):
     assert result.predictions.tolist() == logits.argmax(1).tolist()
     np.testing.assert_allclose(result.probabilities, logits.softmax(1), rtol=1e-6)
     assert model.training
+
+
+def test_evaluate_leaves_frozen_parts_frozen():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.Flatten(), nn.LazyLinear(4))
+    model(torch.zeros(2, 3, 1, 1))
+    model[0].eval()
+    evaluate(model, numbered(4, torch.zeros(4, dtype=torch.long)), progress=False)
+    assert [module.training for module in model.modules()] == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 to 1048576, got 0"),
+        ({"batch_size": 2**20 + 1}, "batch_size must be"),
+        ({"workers": -1}, "workers must be a whole number from 0 to 1024, got -1"),
+        ({"workers": 1025}, "workers must be"),
+    ],
+)
+def test_evaluation_has_bounds_too(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_checkpoint(run.checkpoint_path("best"), "fake", **options)
 
 
 def test_evaluate_refuses_what_has_no_answer():

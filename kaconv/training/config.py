@@ -50,10 +50,7 @@ class TrainConfig:
         from kaconv.data import parse_spec
         from kaconv.models import create_model
 
-        for name, (allowed, is_allowed) in _RULES.items():
-            value = getattr(self, name)
-            if not is_allowed(value):
-                raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        check_values(vars(self), _RULES)
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}")
         parse_spec(self.data)
@@ -93,31 +90,50 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def _is_int(least: int) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+Rule = tuple[str, Callable[[object], bool]]  # what a value may be, in words and as a test
+
+
+def check_values(values: dict, rules: dict[str, Rule]) -> None:
+    """ValueError for the first value that its rule does not allow, with what it may be."""
+    for name, (allowed, is_allowed) in rules.items():
+        if not is_allowed(values[name]):
+            raise ValueError(f"{name} must be {allowed}, got {values[name]!r}")
+
+
+def file_in_the_way(folder: Path) -> Path | None:
+    """The folder itself or a parent of it that exists but is not a folder."""
+    return next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+
+
+def _whole(least: int, most: int | None = None) -> Rule:
+    allowed = f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most}"
+    return allowed, lambda value: type(value) is int and least <= value and (most is None or value <= most)
 
 
 def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and is_allowed(value)
 
 
-def _is_one_of(*allowed: str) -> tuple[str, Callable[[object], bool]]:
+def _is_one_of(*allowed: str) -> Rule:
     return f"one of {', '.join(allowed)}", lambda value: value in allowed
 
 
-_RULES: dict[str, tuple[str, Callable[[object], bool]]] = {
+MOST_PICTURES, MOST_WORKERS = 2**20, 1024  # far above what is of use; beyond them torch fails in obscure ways
+
+_RULES: dict[str, Rule] = {
     "out": ("a folder's path", lambda value: isinstance(value, str | Path) and str(value) != ""),
-    "epochs": ("a whole number >= 1", _is_int(1)),
-    "batch_size": ("a whole number >= 1", _is_int(1)),
+    "epochs": _whole(1),
+    "batch_size": _whole(2, MOST_PICTURES),  # batch norm cannot train on one picture
     "lr": ("a number > 0", _is_number(lambda value: 0 < value < math.inf)),
     "momentum": ("a number in [0, 1)", _is_number(lambda value: 0 <= value < 1)),
     "weight_decay": ("a number >= 0", _is_number(lambda value: 0 <= value < math.inf)),
     "schedule": _is_one_of(*SCHEDULES),
-    "warmup_epochs": ("a whole number >= 0", _is_int(0)),
+    "warmup_epochs": _whole(0),
     "label_smoothing": ("a number in [0, 0.5)", _is_number(lambda value: 0 <= value < 0.5)),
-    "seed": ("a whole number >= 0", _is_int(0)),
+    "seed": _whole(0, 2**32 - 1),  # NumPy's limit
     "data_root": ("a folder's path", lambda value: isinstance(value, str | Path)),
-    "image_size": ("a whole number >= 1 or None", lambda value: value is None or _is_int(1)(value)),
-    "workers": ("a whole number >= 0", _is_int(0)),
+    "image_size": ("a whole number >= 1 or None", lambda value: value is None or _whole(1)[1](value)),
+    "workers": _whole(0, MOST_WORKERS),
     "mixed_precision": _is_one_of("no", "bf16", "fp16"),
 }
+EVALUATION_RULES: dict[str, Rule] = {"batch_size": _whole(1, MOST_PICTURES), "workers": _RULES["workers"]}

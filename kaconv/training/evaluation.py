@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 
 from kaconv.checkpoints import load_checkpoint
 from kaconv.data import load_data
+from kaconv.modes import evaluating
 from kaconv.provenance import provenance
+from kaconv.training.config import EVALUATION_RULES, check_values
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -48,7 +50,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on every sample of a data set, each once, on the device where the model is.
 
-    The model comes back in the mode (training or evaluation) it had. With fewer than five classes the top-5 error is 0.
+    Every part of the model comes back in the mode (training or evaluation) it had. With fewer than five classes the
+    top-5 error is 0.
 
     Args:
         dataset: yields (3 x H x W tensor, int label).
@@ -65,18 +68,14 @@ def evaluate(
     loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
     loader = accelerator.prepare_data_loader(loader, device_placement=False)
     batches = []
-    training = model.training
-    model.eval()
-    try:
-        quiet = None if progress and accelerator.is_main_process else True  # None: only where somebody watches
-        with torch.no_grad(), tqdm(total=len(dataset), desc="evaluate", unit="img", leave=False, disable=quiet) as bar:
-            for images, labels in loader:
-                logits = model(images.to(device, non_blocking=True)).float()
-                logits, labels = accelerator.gather_for_metrics((logits, labels.to(device)))
-                batches.append((logits.cpu(), labels.cpu()))
-                bar.update(len(labels))
-    finally:
-        model.train(training)
+    quiet = None if progress and accelerator.is_main_process else True  # None: only where somebody watches
+    bar = tqdm(total=len(dataset), desc="evaluate", unit="img", leave=False, disable=quiet)
+    with evaluating(model), torch.no_grad(), bar:
+        for images, labels in loader:
+            logits = model(images.to(device, non_blocking=True)).float()
+            logits, labels = accelerator.gather_for_metrics((logits, labels.to(device)))
+            batches.append((logits.cpu(), labels.cpu()))
+            bar.update(len(labels))
     logits, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return _evaluation(logits, labels)
 
@@ -111,9 +110,10 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint on a data set's test split, prepared as the checkpoint says: a result to keep.
 
     A JSON-able dict: model, data, n, top1_error and top5_error (percent), loss, image_size, checkpoint (the file's
-    name), sha256 (the file's), provenance. ValueError if the model was trained for other classes; the errors of
-    `load_checkpoint`, `load_data` and `evaluate`, too.
+    name), sha256 (the file's), provenance. ValueError for a bad `batch_size` or `workers`, or if the model was trained
+    for other classes; the errors of `load_checkpoint`, `load_data` and `evaluate`, too.
     """
+    check_values({"batch_size": batch_size, "workers": workers}, EVALUATION_RULES)
     checkpoint = load_checkpoint(path)
     data = load_data(spec, root, preprocessing=checkpoint.preprocessing)
     _check_classes(checkpoint.classes, data.classes, spec)

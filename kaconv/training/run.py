@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from kaconv.checkpoints import Checkpoint, load_checkpoint
 from kaconv.files import write_text
-from kaconv.training.config import TrainConfig
+from kaconv.training.config import TrainConfig, file_in_the_way
 
 CONFIG, METRICS, SUMMARY, TENSORBOARD = "config.yaml", "metrics.jsonl", "summary.json", "tensorboard"
 CHECKPOINTS = ("best", "last")
+RESULT = ("epoch", "test_error", "test_top5_error")
+EPOCH = (*RESULT, "train_loss", "train_error", "test_loss", "lr", "seconds", "images_per_second")
 
 
 @dataclass
@@ -33,22 +37,27 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the training has come to its end; summary.json is written last."""
-        return bool(self.summary)
+        """Whether the training has come to its end, and its weights are there; summary.json is written last."""
+        return bool(self.summary) and all(self.checkpoint_path(which).is_file() for which in CHECKPOINTS)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
-        """Read a run's folder, finished or not. FileNotFoundError or ValueError if it is none."""
+        """Read a run's folder, finished or not.
+
+        Raises:
+            FileNotFoundError: if it is none.
+            ValueError: if one of its files is damaged, with the file's name.
+        """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(f"{folder.resolve()} is not the folder of a run: it has no {CONFIG}")
-        try:
-            config = TrainConfig.from_dict(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
-        except (yaml.YAMLError, ValueError, AttributeError) as error:
-            raise ValueError(f"cannot read {folder / CONFIG}: {error}") from None
-        metrics, summary = folder / METRICS, folder / SUMMARY
-        history = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-        return cls(folder, config, history, json.loads(summary.read_text()) if summary.is_file() else {})
+        config, metrics, summary = folder / CONFIG, folder / METRICS, folder / SUMMARY
+        return cls(
+            folder,
+            _read(config, _parse_config),
+            _read(metrics, _parse_history) if metrics.is_file() else [],
+            _read(summary, _parse_summary) if summary.is_file() else {},
+        )
 
     def load_checkpoint(self, which: str = "best") -> Checkpoint:
         """The model of the epoch with the lowest test error ("best", the first such) or of the last one ("last")."""
@@ -61,30 +70,78 @@ class Run:
         return self.folder / f"{which}.safetensors"
 
 
-def find_run(config: TrainConfig) -> Run | None:
-    """The run that `config.out` holds already, or None where there is nothing.
+def find_finished_run(config: TrainConfig) -> Run | None:
+    """The finished run of this config in `config.out`, or None where there is something to train.
 
-    ValueError if the folder holds a run of another config, or files that are no run's.
+    ValueError if the folder holds a run of another config, a finished run with damaged files, or files that are no
+    run's.
     """
     folder = Path(config.out)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out {str(folder)!r} is a file; it must be a new or empty folder")
+    if file := file_in_the_way(folder):
+        raise ValueError(f"out must be a new or empty folder, got {str(folder)!r}: {file} is a file")
     if not folder.exists() or not any(folder.iterdir()):
         return None
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds files that are not a run's (no {CONFIG}); choose a new or empty folder")
-    run = Run.load(folder)
+    run = Run(folder, _read(folder / CONFIG, _parse_config))
+    if not any(path.exists() for path in (folder / SUMMARY, *map(run.checkpoint_path, CHECKPOINTS))):
+        return None  # failed in its first epoch: nothing is lost if another config takes its place
     there, here = run.config.identity(), config.identity()
     different = [name for name in here if here[name] != there[name]]
     if different:
         changes = ", ".join(f"{name} ({there[name]!r} there, {here[name]!r} here)" for name in different)
         raise ValueError(f"{folder} holds a run of another config: {changes}; choose another folder or remove that one")
-    return run
+    try:
+        run.summary = _read(folder / SUMMARY, _parse_summary)
+    except (FileNotFoundError, ValueError):
+        return None
+    return Run.load(folder) if run.finished else None
+
+
+def write_config(run: Run) -> None:
+    """Make the run's folder, if need be, and say in it what is trained."""
+    write_text(run.folder / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False))
 
 
 def clear_run(run: Run) -> None:
-    """Make the run's folder with its config alone, without what the same run has left there if it was interrupted."""
-    shutil.rmtree(run.folder / TENSORBOARD, ignore_errors=True)
-    for path in (run.folder / METRICS, *(run.checkpoint_path(which) for which in CHECKPOINTS)):
+    """Remove what an interrupted training left, but for its weights, which the new ones replace in one step each."""
+    for path in (run.folder / SUMMARY, run.folder / METRICS):
         path.unlink(missing_ok=True)
-    write_text(run.folder / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False))
+    shutil.rmtree(run.folder / TENSORBOARD, ignore_errors=True)
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from None  # YAML's take several lines
+
+
+def _parse_config(text: str) -> TrainConfig:
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError("it must hold a training's fields as `name: value`")
+    return TrainConfig.from_dict(values)
+
+
+def _parse_history(text: str) -> list[dict]:
+    history = [json.loads(line) for line in text.splitlines()]
+    for epoch in history:
+        _check_numbers(epoch, EPOCH)
+    return history
+
+
+def _parse_summary(text: str) -> dict:
+    summary = json.loads(text)
+    _check_numbers(summary, ("parameters", "seconds", "images_per_second"))
+    for which in CHECKPOINTS:
+        _check_numbers(summary.get(which), RESULT)
+    return summary
+
+
+def _check_numbers(values: object, names: tuple[str, ...]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"there must be an object with {', '.join(names)}, found {values!r}")
+    bad = [name for name in names if not isinstance(values.get(name), int | float)]
+    if bad:
+        raise ValueError(f"it must have a number for {', '.join(bad)}")

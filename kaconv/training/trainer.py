@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -24,17 +24,17 @@ from kaconv.models import create_model
 from kaconv.provenance import provenance
 from kaconv.training.config import TrainConfig
 from kaconv.training.evaluation import evaluate, make_accelerator
-from kaconv.training.run import METRICS, SUMMARY, TENSORBOARD, Run, clear_run, find_run
+from kaconv.training.run import METRICS, RESULT, SUMMARY, TENSORBOARD, Run, clear_run, find_finished_run, write_config
 
-RESULT = ("epoch", "test_error", "test_top5_error")
 CHECK_EVERY = 50  # steps between looks at the loss: each makes the processor wait for the accelerator
 
 
 def fit(config: TrainConfig, *, progress: bool = True) -> Run:
     """Train a model into the folder `config.out`, or return the finished run of the same config that is there.
 
-    An unfinished run of the same config is trained again from the start. "Best" is by test error, so it is a little
-    optimistic; for an unbiased figure take the last epoch's.
+    An unfinished run of the same config is trained again from the first epoch; what it left is kept until that epoch
+    has been completed. "Best" is by test error, so it is a little optimistic; for an unbiased figure take the last
+    epoch's.
 
     Args:
         progress: show bars (where somebody watches) beside the line that is printed after every epoch.
@@ -46,9 +46,9 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
     """
     config.validate()
     accelerator = _accelerator(config)
-    run = find_run(config)
+    run = find_finished_run(config)
     accelerator.wait_for_everyone()  # nobody writes before all have looked
-    if run and run.finished:
+    if run:
         accelerator.print(f"{run.folder}: already trained, with {_describe(run.summary['best'])}")
         return run
     with accelerator.local_main_process_first():  # one download for all
@@ -85,21 +85,23 @@ class _Trainer:
     def train(self) -> Run:
         """All epochs, each reported as it ends; then the summary."""
         run, best = Run(Path(self.config.out), self.config), None
-        writer = None
-        if self.accelerator.is_main_process:
-            clear_run(run)
-            writer = SummaryWriter(run.folder / TENSORBOARD)
-        with closing(writer) if writer else nullcontext():
+        writes = self.accelerator.is_main_process
+        if writes:
+            write_config(run)
+        with ExitStack() as stack:
             for epoch in range(1, self.config.epochs + 1):
                 metrics = self._epoch(epoch)
                 run.history.append(metrics)
                 if best is None or metrics["test_error"] < best["test_error"]:
                     best = metrics
-                if writer:
+                if writes and epoch == 1:  # not before: until now, what an interrupted run left is the best there is
+                    clear_run(run)
+                    writer = stack.enter_context(closing(SummaryWriter(run.folder / TENSORBOARD)))
+                if writes:
                     self._save(run, metrics, ("best", "last") if metrics is best else ("last",))
                     self._report(run, metrics, writer)
         run.summary = self._summary(run, best)
-        if writer:
+        if writes:
             write_json(run.folder / SUMMARY, run.summary)
         self.accelerator.wait_for_everyone()  # the folder is complete for every process that reads it next
         return run
