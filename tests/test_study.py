@@ -87,9 +87,9 @@ def test_learning_curves_name_model_and_seed(runs):
     }
 
 
-def test_folders_tell_data_model_and_seed(tmp_path):
-    config = study_config(PLAIN, 3, data="folder:my/pictures", runs=tmp_path, epochs=2)
-    assert config.out == str(tmp_path / "folder-my-pictures_resnet11_cifar_seed3")
+def test_folders_tell_what_is_trained(tmp_path):
+    config = study_config(PLAIN, 3, data="folder:my/pictures", runs=tmp_path, lr=0.5, epochs=2, data_root="x")
+    assert config.out == str(tmp_path / "folder-my-pictures_resnet11_cifar_epochs-2_lr-0.5_seed3")
     assert (config.seed, config.epochs, config.data) == (3, 2, "folder:my/pictures")
 
 
@@ -111,7 +111,9 @@ def test_a_bad_model_comes_to_light_before_any_training(tmp_path):
 def test_a_study_trains_and_then_reuses(tmp_path):
     arguments = {"data": "fake", "runs": tmp_path, "epochs": 1, "image_size": 8, "progress": False}
     first = list(train_study([PLAIN], [0, 1], **arguments))
-    assert [run.folder.name for run in first] == ["fake_resnet11_cifar_seed0", "fake_resnet11_cifar_seed1"]
+    assert [run.folder.name for run in first] == [
+        f"fake_resnet11_cifar_epochs-1_image_size-8_seed{seed}" for seed in (0, 1)
+    ]
     written = (first[0].folder / "last.safetensors").stat().st_mtime_ns
     again = list(train_study([PLAIN], [0, 1], **arguments))
     assert [run.summary for run in again] == [run.summary for run in first]

@@ -12,7 +12,7 @@ from scipy import stats
 from kaconv.complexity import complexity
 from kaconv.data import load_data
 from kaconv.models import create_model
-from kaconv.training.config import TrainConfig
+from kaconv.training.config import WHERE_ONLY, TrainConfig
 from kaconv.training.run import Run
 from kaconv.training.trainer import fit
 
@@ -20,12 +20,14 @@ CONFIDENCE = 0.95
 
 
 def study_config(model: str, seed: int, *, data: str = "digits", runs: str | Path = "runs", **options) -> TrainConfig:
-    """The config of one training of a study; its folder is `runs`/<data>_<model>_seed<seed>.
+    """The config of one training of a study; its folder in `runs` is named by the data, the model and all that is given.
 
     Args:
         options: further fields of `TrainConfig`.
     """
-    folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', data).strip('-')}_{model}_seed{seed}"
+    # Another recipe is another folder: a study with other settings neither clashes with this one nor replaces it.
+    recipe = "".join(f"_{name}-{value}" for name, value in sorted(options.items()) if name not in WHERE_ONLY)
+    folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', data).strip('-')}_{model}{recipe}_seed{seed}"
     return TrainConfig(model=model, data=data, seed=seed, out=str(Path(runs) / folder), **options)
 
 
