@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 
 
 def study_config(model: str, seed: int, *, data: str = "digits", runs: str | Path = "runs", **options) -> TrainConfig:
-    """The config of one training of a study; its folder in `runs` is named by the data, the model and all that is given.
+    """The config of one training of a study; its folder in `runs` is named by all that is given.
 
     Args:
         options: further fields of `TrainConfig`.
