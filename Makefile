@@ -3,8 +3,6 @@ PYTHON ?= python3
 SPEC ?= reports/specs/default.yaml
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
-# Threads that wait should sleep: on a busy machine those that spin make small networks many times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup report test lint lab lock clean
 

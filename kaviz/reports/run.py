@@ -150,17 +150,12 @@ def execute(entry: Entry, cwd: Path, executed: Path) -> Outcome:
 def kernel_environment(folder: Path) -> dict[str, str]:
     """The environment of a run: this Python's own kernel, inline figures, no text bars of tqdm, and KAVIZ_OUT."""
     environment = {key: value for key, value in os.environ.items() if key not in ("JUPYTER_PATH", "MPLBACKEND")}
-    # Threads that wait should sleep: on a busy machine those that spin make small networks many times slower.
-    return (
-        {"OMP_WAIT_POLICY": "PASSIVE"}
-        | environment
-        | {
-            "KAVIZ_OUT": str(folder),
-            "TQDM_DISABLE": "1",
-            "JUPYTER_PREFER_ENV_PATH": "1",  # else a python3 kernel in the user's home may win
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        }
-    )
+    return environment | {
+        "KAVIZ_OUT": str(folder),
+        "TQDM_DISABLE": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",  # else a python3 kernel in the user's home may win
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
 
 
 def _wait(process: subprocess.Popen, entry: Entry, progress: Path, began: float) -> bool:
