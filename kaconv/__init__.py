@@ -7,9 +7,10 @@ if TYPE_CHECKING:
     from kaconv.capture import AttentionCapture, AttentionRecord
     from kaconv.layers import KAConv2d
     from kaconv.models import create_model, list_models
+    from kaconv.ops import use_backend
 
 __version__ = "0.1.0"
-__all__ = ["AttentionCapture", "AttentionRecord", "KAConv2d", "create_model", "list_models"]
+__all__ = ["AttentionCapture", "AttentionRecord", "KAConv2d", "create_model", "list_models", "use_backend"]
 
 _MODULES = {
     "AttentionCapture": "capture",
@@ -17,6 +18,7 @@ _MODULES = {
     "KAConv2d": "layers",
     "create_model": "models",
     "list_models": "models",
+    "use_backend": "ops",
 }
 
 

@@ -20,6 +20,8 @@ class AttentionGeneratorL(nn.Module):
         (N, K, C) to (N, K, C), non-negative, with sum 1 over K.
     """
 
+    samples_apart_in_eval = True  # a sample's attention does not depend on the others of its batch
+
     def __init__(self, channels: int, positions: int, hidden: int, logit_bias: bool = True) -> None:
         super().__init__()
         self.squeeze = nn.Linear(positions * channels, hidden, bias=False)
@@ -40,6 +42,8 @@ class AttentionGeneratorH(nn.Module):
 
     Args and shape: as in `AttentionGeneratorL`.
     """
+
+    samples_apart_in_eval = True  # a sample's attention does not depend on the others of its batch
 
     def __init__(self, channels: int, positions: int, hidden: int, logit_bias: bool = True) -> None:
         super().__init__()

@@ -27,6 +27,7 @@ class KAConv2d(nn.Module):
             MobileNetV2s have not).
         norm_layer: called with a number of channels, gives the norm of one position.
         act_layer: called without arguments, gives an elementwise activation. It is never run in place.
+        backend: "auto", "reference", "eager" or "fused"; see `kaconv.use_backend`.
 
     Shape:
         Input (N, in_channels, Hin, Win), output (N, out_channels, H, W) with H and W as in `torch.nn.Conv2d`.
@@ -63,6 +64,7 @@ class KAConv2d(nn.Module):
         logit_bias: bool = True,
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
         act_layer: Callable[[], nn.Module] = nn.ReLU,
+        backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class KAConv2d(nn.Module):
         self.padding = _pair("padding", padding, least=0)
         self.groups = groups
         self.attention = attention
+        self.backend = ops.check_backend(backend)
 
         positions = self.kernel_size[0] * self.kernel_size[1]
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
@@ -124,6 +127,7 @@ class KAConv2d(nn.Module):
             self.padding,
             self.dilation,
             self.groups,
+            self.backend,
         )
 
     def _check_input(self, x: Tensor) -> None:

@@ -1,5 +1,5 @@
 """What `KAConv2d` computes with. The layer calls `kaconv2d` from here and nothing else."""
 
-from kaconv.ops.reference import kaconv2d
+from kaconv.ops.dispatch import BACKENDS, check_backend, kaconv2d, use_backend
 
-__all__ = ["kaconv2d"]
+__all__ = ["BACKENDS", "check_backend", "kaconv2d", "use_backend"]

@@ -14,6 +14,16 @@ from torch import Tensor
 Pair = tuple[int, int]
 
 
+def seen(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> list[Tensor]:
+    """The input as each kernel position sees it: K views of x, padded with zeros, (N, Cin, H, W) each."""
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    # What the last position of the kernel leaves over: the span over which the kernel's corner moves.
+    span_h = x.shape[2] - dilation[0] * (kernel[0] - 1)
+    span_w = x.shape[3] - dilation[1] * (kernel[1] - 1)
+    corners = [(u * dilation[0], v * dilation[1]) for u, v in product(range(kernel[0]), range(kernel[1]))]
+    return [x[:, :, i : i + span_h : stride[0], j : j + span_w : stride[1]] for i, j in corners]
+
+
 def decompose(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:
     """Kernel decomposition: the convolution's contribution of each kernel position, as a map of its own.
 
@@ -25,15 +35,11 @@ def decompose(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: 
         Z, (N, K, C, H, W). Its sum over K is `torch.nn.functional.conv2d(x, weight, ...)`.
     """
     kh, kw = weight.shape[2:]
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    # What the last position of the kernel leaves over: the span over which the kernel's corner moves.
-    span_h = x.shape[2] - dilation[0] * (kh - 1)
-    span_w = x.shape[3] - dilation[1] * (kw - 1)
-    maps = []
-    for u, v in product(range(kh), range(kw)):
-        top, left = u * dilation[0], v * dilation[1]
-        seen = x[:, :, top : top + span_h : stride[0], left : left + span_w : stride[1]]
-        maps.append(F.conv2d(seen, weight[:, :, u : u + 1, v : v + 1], groups=groups))
+    views = seen(x, (kh, kw), stride, padding, dilation)
+    maps = [
+        F.conv2d(view, weight[:, :, u : u + 1, v : v + 1], groups=groups)
+        for view, (u, v) in zip(views, product(range(kh), range(kw)), strict=True)
+    ]
     # cat, not stack: it keeps channels_last.
     return torch.cat(maps, dim=1).unflatten(1, (kh * kw, weight.shape[0]))
 

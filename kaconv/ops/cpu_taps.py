@@ -1,0 +1,227 @@
+"""The passes of a fused KAConv on the CPU: taps.cpp, and PyTorch's matrix products where the channels are many.
+
+With many channels in a group the K·C maps of all samples of a chunk are one matrix product in a scratch buffer that is
+used again and again; with few (grouped and depthwise), the compiled passes make the maps of one group at a time in the
+processor's cache.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kaconv.ops import native
+from kaconv.ops.geometry import Geometry
+
+_FEW_CHANNELS = 32  # of a group, up to which the compiled passes multiply by themselves
+_CHUNKS = 16
+_KEPT_BYTES = 2**28  # the largest scratch buffer that is kept
+_AT_ONCE_BYTES = 2**24  # of maps, at inference: about what the last cache level holds
+
+
+class _Problem(ctypes.Structure):
+    """`Problem` of taps.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("samples", "groups", "in_group", "out_group")),
+        *((name, ctypes.c_int64) for name in ("height_in", "width_in", "height", "width")),
+        *((name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding", "dilation")),
+        ("chunks", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_transposed", "z")),
+    ]
+
+
+def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+    """Why `CPUTaps` cannot take this input; None where it can."""
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"the compiled CPU passes take float32 and float64, not {x.dtype}"
+    if native.library() is None:
+        return "the CPU passes could not be compiled"
+    return None
+
+
+class CPUTaps:
+    """One input and one kernel; see `kaconv.ops.fused` for the meaning of the passes and of their arguments."""
+
+    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry) -> None:
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        self._format = torch.channels_last if last else torch.contiguous_format
+        self._x, self._weight, self._geometry = x.contiguous(), weight, geometry
+        self._out_channels, self._groups = weight.shape[0], geometry.groups
+        self._in_group, self._out_group = weight.shape[1], weight.shape[0] // geometry.groups
+        self._size = geometry.output_size(*x.shape[2:])
+        self._aligned = geometry.stride == (1, 1) and self._size == tuple(x.shape[2:])
+        self._depthwise = self._in_group == self._out_group == 1
+        # (G, K, C/G, Cin/G)
+        self._packed = (
+            weight.unflatten(0, (self._groups, self._out_group)).flatten(-2).permute(0, 3, 1, 2).contiguous()
+        )
+        self._scratch = None if min(self._in_group, self._out_group) <= _FEW_CHANNELS else _Scratch()
+        self._z: Tensor | None = None
+        # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
+        self._chunks = max(1, min(len(x), _CHUNKS // self._groups))
+
+    @staticmethod
+    def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
+        """How many samples to take at a time at inference, so that their maps stay in the cache."""
+        height, width = geometry.output_size(*x.shape[2:])
+        sample = geometry.positions * weight.shape[0] * height * width * x.element_size()
+        return max(1, _AT_ONCE_BYTES // max(1, sample))
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        total, squares = (self._sums(torch.float64) for _ in range(2))
+        self._call("moments", total, squares)
+        pixels = self._size[0] * self._size[1]
+        mean = total.mean(dim=0) / pixels
+        spread = squares.sum(dim=0) + pixels * (total / pixels - mean).square().sum(dim=0)
+        var = spread / (len(self._x) * pixels)
+        if self._scratch is None and self._depthwise:  # of the input: the maps are it, times one weight
+            w = self._packed.flatten(1).t().double()
+            mean, var = mean * w, var * w.square()
+        return mean.to(self._x.dtype), var.to(self._x.dtype)
+
+    def pooled(self, scale: Tensor, shift: Tensor, cap: float) -> Tensor:
+        q = self._sums()
+        self._call("pooled", self._times_weight(scale), shift, cap, q)
+        return q
+
+    def pool(self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+        active, active_xhat, capped = (self._sums() for _ in range(3))
+        self._call("pool", self._times_weight(r), t, gamma, beta, cap, active, active_xhat, capped)
+        return active, active_xhat, capped
+
+    def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
+        out = self._x.new_empty(len(self._x), self._out_channels, *self._size)
+        self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, out)
+        return out.contiguous(memory_format=self._format)
+
+    def reduce(
+        self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_active, d_active_xhat, d_capped = (self._sums() for _ in range(3))
+        norm = (self._times_weight(r), t, gamma, beta, cap)
+        self._call("reduce", *norm, dout.contiguous(), d_active, d_active_xhat, d_capped)
+        return d_active, d_active_xhat, d_capped
+
+    def gradients(
+        self,
+        r: Tensor,
+        t: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        cap: float,
+        dout: Tensor,
+        alpha: Tensor,
+        bias: Tensor,
+        delta: Tensor,
+        epsilon: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        norm = (self._times_weight(r), t, gamma, beta, cap)
+        dx, dpacked = torch.empty_like(self._x), self._packed.new_empty(self._chunks, *self._packed.shape)
+        self._call("gradients", *norm, dout.contiguous(), alpha, bias, delta, epsilon, dx, dpacked)
+        dpacked = dpacked.sum(dim=0) if self._scratch is None else self._map_gradients(dx)
+        dweight = dpacked.permute(0, 2, 3, 1).reshape(self._weight.shape)
+        return dx.contiguous(memory_format=self._format), dweight
+
+    # The maps of many channels, as matrix products ----------------------------------------------------------------
+
+    def _maps(self) -> Tensor:
+        """Z of all samples, (N, G, K·C/G, pixels)."""
+        if self._z is None:
+            rows = self._geometry.positions * self._out_group
+            shape = (len(self._x), self._groups, rows, self._size[0] * self._size[1])
+            self._z = self._scratch.take(shape, self._x)
+            for n in range(len(self._x)):
+                if self._aligned:
+                    torch.bmm(self._packed.flatten(1, 2), self._inputs(n), out=self._z[n])
+                else:
+                    z = self._z[n].unflatten(1, (self._geometry.positions, self._out_group))
+                    z.copy_(self._packed @ self._seen(n))
+        return self._z
+
+    def _inputs(self, n: int) -> Tensor:
+        """The input of one sample, (G, Cin/G, pixels)."""
+        return self._x[n].view(self._groups, self._in_group, -1)
+
+    def _seen(self, n: int) -> Tensor:
+        """The input of one sample as each position sees it, (G, K, Cin/G, pixels)."""
+        g = self._geometry
+        columns = F.unfold(self._x[n : n + 1], g.kernel, g.dilation, g.padding, g.stride)
+        return columns.view(self._groups, self._in_group, g.positions, -1).transpose(1, 2)
+
+    def _map_gradients(self, dx: Tensor) -> Tensor:
+        """From the gradients of the maps, which stand in their place: fills dx, returns that of the packed weight."""
+        g, dz = self._geometry, self._z
+        dpacked = torch.zeros_like(self._packed)
+        for n in range(len(self._x)):
+            if self._aligned:
+                inputs = self._inputs(n)
+                torch.bmm(self._packed.flatten(1, 2).mT, dz[n], out=dx[n].view_as(inputs))
+                torch.baddbmm(dpacked.flatten(1, 2), dz[n], inputs.mT, out=dpacked.flatten(1, 2))
+            else:
+                maps = dz[n].unflatten(1, (g.positions, self._out_group))
+                dpacked += maps @ self._seen(n).mT
+                seen = (self._packed.mT @ maps).transpose(1, 2).reshape(1, -1, maps.shape[-1])
+                dx[n] = F.fold(seen, self._x.shape[2:], g.kernel, g.dilation, g.padding, g.stride)[0]
+        self._z = None  # it holds their gradients now
+        self._scratch.give_back()
+        return dpacked
+
+    # Calls --------------------------------------------------------------------------------------------------------
+
+    def _sums(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self._x.new_empty(len(self._x), self._geometry.positions, self._out_channels, dtype=dtype)
+
+    def _times_weight(self, scale: Tensor) -> Tensor:
+        """With depthwise maps the planes are the input's, so that their scale holds the weight."""
+        if self._scratch is None and self._depthwise:
+            scale = scale * self._packed.flatten(1).t()
+        return scale.contiguous()
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        g = self._geometry
+        transposed = self._packed.permute(0, 3, 1, 2).contiguous() if name == "gradients" else None
+        maps = None if self._scratch is None else self._maps()
+        problem = _Problem(
+            len(self._x), self._groups, self._in_group, self._out_group, *self._x.shape[2:], *self._size,
+            *((ctypes.c_int64 * 2)(*pair) for pair in (g.kernel, g.stride, g.padding, g.dilation)),
+            self._chunks,
+            torch.get_num_threads(),
+            *(None if tensor is None else tensor.data_ptr() for tensor in (self._x, self._packed, transposed, maps)),
+        )  # fmt: skip
+        real, suffix = (ctypes.c_double, "double") if self._x.dtype == torch.float64 else (ctypes.c_float, "float")
+        values = [real(a) if isinstance(a, float) else ctypes.c_void_p(a.data_ptr()) for a in arguments]
+        function: Callable[..., None] = getattr(native.library(), f"{name}_{suffix}")
+        function.restype = None
+        function(ctypes.byref(problem), *values)
+
+
+class _Scratch:
+    """A buffer for maps. One is kept for the next layer, because fresh memory costs as much as filling it."""
+
+    _kept: ClassVar[list[Tensor]] = []
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        size = torch.Size(shape).numel() * like.element_size()
+        try:
+            self._buffer = self._kept.pop()
+        except IndexError:
+            self._buffer = None
+        if self._buffer is None or self._buffer.numel() < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+        return self._buffer[:size].view(like.dtype).view(shape)
+
+    def give_back(self) -> None:
+        if self._buffer is not None and self._buffer.numel() <= _KEPT_BYTES and not self._kept:
+            self._kept.append(self._buffer)
+        self._buffer = None
+
+    def __del__(self) -> None:
+        self.give_back()

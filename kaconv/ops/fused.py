@@ -1,0 +1,228 @@
+"""A KAConv that stores none of its K·C maps: every pass makes them anew from the input, as FlashAttention does.
+
+The passes belong to the device (`cpu_taps`, `triton_taps`); what they add up to is here. With z one of the maps, batch
+norm is `xhat = r·z + t`, `pre = gamma·xhat + beta`, and the activation `min(max(pre, 0), cap)`. Where 0 < pre < cap a
+map is *active*, where pre ≥ cap *capped*. The pooled maps and all derivatives are sums over active and capped pixels,
+so the forward needs three passes (moments, pool, aggregate), the backward two (reduce, gradients), and between them
+only the input and some vectors are kept.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from kaconv.ops.geometry import Geometry
+
+
+class Taps(Protocol):
+    """The passes over the maps z_k = W_k · (input seen through position k), which are zero beyond the image.
+
+    Coefficients r, t, gamma, beta, scale, shift are (K, C), sums and attention (N, K, C), contiguous; float64 for a
+    float64 input, else float32. A NaN counts as active, so that it shows.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry) -> None: ...
+
+    @staticmethod
+    def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
+        """How many samples to take at a time at inference."""
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and (biased) variance of z over samples and pixels, (K, C)."""
+
+    def pooled(self, scale: Tensor, shift: Tensor, cap: float) -> Tensor:
+        """Mean over the pixels of act(scale·z + shift)."""
+
+    def pool(self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Number of active pixels, sum of xhat over them, number of capped pixels."""
+
+    def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
+        """Sum over K of attention · act(scale·z + shift): (N, C, H, W), of the input's dtype and memory format."""
+
+    def reduce(
+        self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of dout over the active, of dout·xhat over the active, of dout over the capped pixels."""
+
+    def gradients(
+        self,
+        r: Tensor,
+        t: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        cap: float,
+        dout: Tensor,
+        alpha: Tensor,
+        bias: Tensor,
+        delta: Tensor,
+        epsilon: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """dx and dweight, from dz = [active]·(alpha·dout + bias) - delta - epsilon·xhat.
+
+        alpha and bias are (N, K, C), delta and epsilon (K, C). It is the last pass.
+        """
+
+
+def kaconv2d(
+    x: Tensor,
+    weight: Tensor,
+    norm: nn.BatchNorm2d,
+    act: nn.ReLU | nn.ReLU6,
+    attention_generator: nn.Module,
+    geometry: Geometry,
+    taps_type: type[Taps],
+) -> Tensor:
+    """As `kaconv.ops.reference.kaconv2d`, for batch norm with ReLU or ReLU6."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = (geometry.positions, weight.shape[0])
+    gamma = norm.weight.to(dtype).view(shape) if norm.affine else torch.ones(shape, dtype=dtype, device=x.device)
+    beta = norm.bias.to(dtype).view(shape) if norm.affine else torch.zeros(shape, dtype=dtype, device=x.device)
+    call = _Call(taps_type, geometry, math.inf if isinstance(act, nn.ReLU) else 6.0)
+
+    call.from_batch = norm.training or norm.running_mean is None
+    with torch.no_grad():
+        if call.from_batch:
+            call.taps = taps_type(x, weight, geometry)
+            mean, var = call.taps.moments()
+            _update_running_statistics(norm, mean, var, _values(x, geometry))
+        else:
+            mean, var = norm.running_mean.to(dtype).view(shape), norm.running_var.to(dtype).view(shape)
+        r = (var + norm.eps).rsqrt()
+        t = -mean * r
+
+    trained = (x, weight, *norm.parameters(), *attention_generator.parameters())
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
+        q, link = _Pool.apply(x, weight, gamma, beta, r, t, call)
+        attention = attention_generator(q.to(x.dtype)).to(dtype)
+        return _Aggregate.apply(attention, link, x.detach(), weight.detach(), gamma.detach(), beta.detach(), r, t, call)
+    return _infer(x, weight, gamma * r, gamma * t + beta, attention_generator, call)
+
+
+def _infer(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, attention_generator: nn.Module, call: "_Call"
+) -> Tensor:
+    """Batch norm is folded into scale and shift."""
+    parts = [x]
+    if call.taps is None and _takes_samples_apart(attention_generator):
+        parts = x.split(call.taps_type.samples_at_once(x, weight, call.geometry))
+    outputs = []
+    for part in parts:
+        taps = call.taps or call.taps_type(part, weight, call.geometry)
+        attention = attention_generator(taps.pooled(scale, shift, call.cap).to(x.dtype)).to(scale.dtype)
+        outputs.append(taps.aggregate(scale, shift, attention.contiguous(), call.cap))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _takes_samples_apart(attention_generator: nn.Module) -> bool:
+    """Whether parts of a batch may be given one after another: a hook would see that they are parts."""
+    if attention_generator.training or not getattr(attention_generator, "samples_apart_in_eval", False):
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in attention_generator.modules())
+
+
+def _values(x: Tensor, geometry: Geometry) -> int:
+    """m, how many values of a map batch norm sees."""
+    height, width = geometry.output_size(*x.shape[2:])
+    return len(x) * height * width
+
+
+def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, values: int) -> None:
+    if not (norm.training and norm.track_running_stats):
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
+    norm.running_mean.lerp_(mean.flatten().to(norm.running_mean.dtype), momentum)
+    unbiased = var.flatten() * (values / (values - 1))
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+
+
+@dataclass
+class _Call:
+    """One call of the layer: what its two autograd functions share, since each pass needs what others found."""
+
+    taps_type: type[Taps]
+    geometry: Geometry
+    cap: float
+    from_batch: bool = False  # whether the statistics are the batch's own
+    taps: Taps | None = None  # handed from pass to pass, so that maps which it may hold are made once
+    pending: tuple[Any, ...] = ()  # what the backward of `_Aggregate` leaves for that of `_Pool`
+
+    def act_sum(self, gamma: Tensor, beta: Tensor, active: Tensor, active_xhat: Tensor, capped: Tensor) -> Tensor:
+        """The sum of act(gamma·xhat + beta), or of its product with what the three sums were weighed by."""
+        total = gamma * active_xhat + beta * active
+        return total if math.isinf(self.cap) else total + self.cap * capped
+
+
+class _Pool(torch.autograd.Function):
+    """(x, weight, gamma, beta) to the pooled maps q (N, K, C), and a link that keeps it before `_Aggregate`.
+
+    In the backward, `_Aggregate` comes first and hands over dout: the gradient of x needs both dout and dq.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor, call: _Call
+    ) -> tuple[Tensor, Tensor]:
+        call.taps = call.taps or call.taps_type(x, weight, call.geometry)
+        active, active_xhat, capped = call.taps.pool(r, t, gamma, beta, call.cap)
+        ctx.call = call
+        ctx.save_for_backward(x, weight, gamma, beta, r, t, active, active_xhat)
+        height, width = call.geometry.output_size(*x.shape[2:])
+        return call.act_sum(gamma, beta, active, active_xhat, capped) / (height * width), gamma.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dq: Tensor, dlink: Tensor) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        x, weight, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
+        taps, dout, attention, d_active, d_active_xhat = call.pending
+        call.pending = ()
+        values = _values(x, call.geometry)
+        dq = dq * (len(x) / values)
+        dbeta = (attention * d_active + dq * active).sum(dim=0)
+        dgamma = (attention * d_active_xhat + dq * active_xhat).sum(dim=0)
+        slope = gamma * r
+        # Moving statistics are constants: nothing flows back through them.
+        share = slope / values if call.from_batch else torch.zeros_like(slope)
+        norm = (r, t, gamma, beta, call.cap)
+        dx, dweight = taps.gradients(*norm, dout, slope * attention, slope * dq, share * dbeta, share * dgamma)
+        return dx, dweight, dgamma, dbeta, None, None, None
+
+
+class _Aggregate(torch.autograd.Function):
+    """(attention, link) to the output; everything else is a constant here."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        attention: Tensor,
+        link: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        r: Tensor,
+        t: Tensor,
+        call: _Call,
+    ) -> Tensor:
+        attention = attention.contiguous()
+        out = call.taps.aggregate(gamma * r, gamma * t + beta, attention, call.cap)
+        call.taps = None
+        ctx.call = call
+        ctx.save_for_backward(attention, x, weight, gamma, beta, r, t)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        attention, x, weight, gamma, beta, r, t = ctx.saved_tensors
+        taps = call.taps_type(x, weight, call.geometry)
+        d_active, d_active_xhat, d_capped = taps.reduce(r, t, gamma, beta, call.cap, dout)
+        call.pending = (taps, dout, attention, d_active, d_active_xhat)
+        dattention = call.act_sum(gamma, beta, d_active, d_active_xhat, d_capped)
+        return dattention, gamma.new_zeros(()), *[None] * 7

@@ -1,0 +1,77 @@
+"""The compiled CPU passes of taps.cpp: built with the system's C++ compiler the first time they are needed, then cached.
+
+The library has no other entry points than plain C functions, so it neither includes nor links PyTorch; it takes a few
+seconds to build. OpenMP is left unlinked: its symbols are found in the runtime that PyTorch has loaded, so that both
+share one pool of threads.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+_LOGGER = logging.getLogger("kaconv")
+_SOURCE = Path(__file__).with_name("taps.cpp")
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+_WIDE = "-mprefer-vector-width=512"
+_TIMEOUT = 120  # seconds
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled passes, or None, with one line in the log, where they cannot be built."""
+    try:
+        return ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        _LOGGER.warning("KAConv runs uncompiled on the CPU, which is slower: %s", detail.strip().splitlines()[-1])
+        return None
+
+
+def _built() -> Path:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise RuntimeError("there is no C++ compiler (c++, g++, clang++, or the environment variable CXX)")
+    flags = [*_FLAGS, _WIDE] if torch.backends.cpu.get_cpu_capability() == "AVX512" else _FLAGS
+    path = _cache_folder() / f"taps-{_key(compiler, flags)}.so"
+    if not path.exists():
+        _compile(compiler, flags, path)
+    return path
+
+
+def _compile(compiler: str, flags: list[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may build the same: each has a folder of its own, and the last to end puts its file in place.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        compiled, linked = Path(folder, "taps.o"), Path(folder, "taps.so")
+        run = functools.partial(subprocess.run, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
+        run([compiler, *flags, "-c", str(_SOURCE), "-o", str(compiled)])
+        run([compiler, "-shared", str(compiled), "-o", str(linked)])
+        linked.replace(path)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kaconv"
+
+
+def _key(compiler: str, flags: list[str]) -> str:
+    """Names the build: another source, compiler or processor (a shared home folder has several) gives another."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=_TIMEOUT)
+    parts = [_SOURCE.read_text(), version.stdout, " ".join(flags), platform.machine(), _processor()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

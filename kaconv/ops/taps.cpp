@@ -1,0 +1,653 @@
+// The passes of a fused KAConv over its K·C maps on the CPU, without storing more than one sample's maps of one group.
+//
+// Symbols and sums are those of fused.py. A map z_k of one output channel is read as a plane. Two layouts of it:
+// aligned (stride 1, output as large as the input): pixel i of the plane belongs to input pixel i, so the plane is the
+//   input itself (depthwise) or one matrix product of it, and position k reads it at an offset;
+// gathered (all else): pixel o of the plane belongs to output pixel o.
+// Beyond the image a plane counts as zero, which batch norm and activation turn into a constant.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct Problem {
+    int64_t samples, groups, in_group, out_group;  // channels of one group
+    int64_t height_in, width_in, height, width;
+    int64_t kernel[2], stride[2], padding[2], dilation[2];
+    int64_t chunks;      // parts of the batch whose sums of dweight are kept apart
+    int64_t threads;
+    const void* x;       // (N, G·in_group, height_in, width_in)
+    const void* weight;  // (G, K, out_group, in_group); with depthwise planes, the caller scales by it
+    const void* weight_transposed;  // (G, in_group, K, out_group), for gradients
+    void* z;             // (N, G, K, out_group, plane) or null: then the maps are computed here
+
+    int64_t positions() const { return kernel[0] * kernel[1]; }
+    int64_t channels() const { return groups * out_group; }
+    int64_t pixels() const { return height * width; }
+    bool aligned() const {
+        return stride[0] == 1 && stride[1] == 1 && height == height_in && width == width_in;
+    }
+    bool depthwise() const { return in_group == 1 && out_group == 1; }
+};
+
+// ---- matrix products of the small matrices of one group -----------------------------------------------------------
+
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+#else
+constexpr int64_t kVectorBytes = 32;
+#endif
+
+template <typename T>
+struct Vector {
+    typedef T type __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+    static constexpr int64_t lanes = kVectorBytes / sizeof(T);
+};
+
+template <typename T>
+typename Vector<T>::type& at(T* p) { return *reinterpret_cast<typename Vector<T>::type*>(p); }
+template <typename T>
+const typename Vector<T>::type& at(const T* p) { return *reinterpret_cast<const typename Vector<T>::type*>(p); }
+
+// ROWS rows of c = a · b, for two vectors of columns.
+template <typename T, int ROWS>
+void tile(int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    typename Vector<T>::type sum[ROWS][2] = {};
+    for (int64_t p = 0; p < inner; ++p) {
+        const auto b0 = at(b + p * ldb), b1 = at(b + p * ldb + lanes);
+        for (int r = 0; r < ROWS; ++r) {
+            sum[r][0] += a[r * lda + p] * b0;
+            sum[r][1] += a[r * lda + p] * b1;
+        }
+    }
+    for (int r = 0; r < ROWS; ++r) {
+        at(c + r * ldc) = sum[r][0];
+        at(c + r * ldc + lanes) = sum[r][1];
+    }
+}
+
+template <typename T>
+void tiles(int64_t rows, int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
+    int64_t i = 0;
+    for (; i + 8 <= rows; i += 8) tile<T, 8>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+    for (; i + 4 <= rows; i += 4) tile<T, 4>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+    for (; i < rows; ++i) tile<T, 1>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+}
+
+// c (rows, columns) = a (rows, inner) · b (inner, columns)
+template <typename T>
+void multiply(int64_t rows, int64_t columns, int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+              int64_t ldc, std::vector<T>& scratch) {
+    constexpr int64_t step = 2 * Vector<T>::lanes;
+    int64_t j = 0;
+    for (; j + step <= columns; j += step) tiles(rows, inner, a, lda, b + j, ldb, c + j, ldc);
+    if (const int64_t rest = columns - j) {  // the last columns go through a padded copy
+        scratch.assign((inner + rows) * step, T(0));
+        T *b_rest = scratch.data(), *c_rest = b_rest + inner * step;
+        for (int64_t p = 0; p < inner; ++p) std::copy_n(b + p * ldb + j, rest, b_rest + p * step);
+        tiles(rows, inner, a, lda, b_rest, step, c_rest, step);
+        for (int64_t i = 0; i < rows; ++i) std::copy_n(c_rest + i * step, rest, c + i * ldc + j);
+    }
+}
+
+// c (rows, columns) += a (rows, inner) · b (columns, inner) transposed, for ROWS x COLUMNS entries
+template <typename T, int ROWS, int COLUMNS>
+void dots(int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    typename Vector<T>::type sum[ROWS][COLUMNS] = {};
+    int64_t p = 0;
+    for (; p + lanes <= inner; p += lanes)
+        for (int r = 0; r < ROWS; ++r)
+            for (int s = 0; s < COLUMNS; ++s) sum[r][s] += at(a + r * lda + p) * at(b + s * ldb + p);
+    for (int r = 0; r < ROWS; ++r)
+        for (int s = 0; s < COLUMNS; ++s) {
+            T total = 0;
+            for (int64_t l = 0; l < lanes; ++l) total += sum[r][s][l];
+            for (int64_t q = p; q < inner; ++q) total += a[r * lda + q] * b[s * ldb + q];
+            c[r * ldc + s] += total;
+        }
+}
+
+template <typename T>
+void multiply_transposed(int64_t rows, int64_t columns, int64_t inner, const T* a, int64_t lda, const T* b,
+                         int64_t ldb, T* c, int64_t ldc) {
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) {
+        int64_t j = 0;
+        for (; j + 4 <= columns; j += 4)
+            dots<T, 4, 4>(inner, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc);
+        for (; j < columns; ++j) dots<T, 4, 1>(inner, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc);
+    }
+    for (; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j)
+            dots<T, 1, 1>(inner, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc);
+}
+
+// ---- where a position reads its plane -----------------------------------------------------------------------------
+
+// A run of output pixels, and for one position the part of it whose rows lie inside the image.
+struct Run {
+    int64_t first, length;  // output pixels [first, first + length)
+    int64_t lo, hi;         // inside [lo, hi), counted from first; beyond, the plane is zero
+    int64_t offset;         // output pixel o reads plane pixel o + offset
+};
+
+// Splits the output into runs of whole rows, and knows which columns of a position lie inside the image.
+template <typename T>
+class Walk {
+  public:
+    explicit Walk(const Problem& p) : p_(p) {
+        constexpr int64_t target = 512;  // pixels: a run and its mask stay in the first-level cache
+        rows_ = std::clamp<int64_t>(target / p.width, 1, p.height);
+        masks_.assign(p.kernel[1] * rows_ * p.width, T(1));
+        if (p.aligned())
+            for (int64_t v = 0; v < p.kernel[1]; ++v)
+                for (int64_t o = 0; o < rows_ * p.width; ++o) {
+                    const int64_t column = o % p.width + shift(1, v);
+                    masks_[v * rows_ * p.width + o] = column >= 0 && column < p.width;
+                }
+    }
+    int64_t runs() const { return (p_.height + rows_ - 1) / rows_; }
+    int64_t longest() const { return rows_ * p_.width; }
+    Run run(int64_t index, int64_t k) const {
+        const int64_t first = index * rows_, last = std::min(first + rows_, p_.height);
+        Run run{first * p_.width, (last - first) * p_.width, 0, (last - first) * p_.width, 0};
+        if (p_.aligned()) {
+            const int64_t down = shift(0, k / p_.kernel[1]), right = shift(1, k % p_.kernel[1]);
+            const int64_t lo = std::clamp(-down, first, last), hi = std::clamp(p_.height - down, lo, last);
+            run.lo = (lo - first) * p_.width;
+            run.hi = (hi - first) * p_.width;
+            run.offset = down * p_.width + right;
+        }
+        return run;
+    }
+    // For the pixels from any row's start on: is the column inside? Starts anew with every row.
+    const T* mask(int64_t k) const { return masks_.data() + (k % p_.kernel[1]) * rows_ * p_.width; }
+
+  private:
+    int64_t shift(int axis, int64_t tap) const { return tap * p_.dilation[axis] - p_.padding[axis]; }
+    const Problem& p_;
+    int64_t rows_;
+    std::vector<T> masks_;
+};
+
+// ---- the passes over one plane ------------------------------------------------------------------------------------
+
+template <typename T>
+struct Norm {  // xhat = r z + t, pre = gamma xhat + beta
+    T r, t, gamma, beta, cap;
+    T xhat(T z) const { return r * z + t; }
+    T pre(T xhat) const { return gamma * xhat + beta; }
+    bool active(T pre) const { return !(pre <= 0) & !(pre >= cap); }  // a NaN is active, so that it shows
+};
+
+template <typename T>
+T clamp(T v, T cap) {  // a NaN stays one
+    v = v < 0 ? T(0) : v;
+    return v > cap ? cap : v;
+}
+
+template <typename T>
+void plane_moments(const Walk<T>& walk, int64_t k, int64_t pixels, const T* z, double& total, double& squares) {
+    const T* mask = walk.mask(k);
+    double sum = 0, inside = 0;
+    for (int64_t i = 0; i < walk.runs(); ++i) {
+        const Run run = walk.run(i, k);
+        const T* plane = z + run.first + run.offset;
+        T part = 0, count = 0;
+#pragma omp simd reduction(+ : part, count)
+        for (int64_t o = run.lo; o < run.hi; ++o) {
+            part += mask[o - run.lo] != 0 ? plane[o] : T(0);
+            count += mask[o - run.lo];
+        }
+        sum += part;
+        inside += count;
+    }
+    const T mean = sum / pixels;
+    double about = (pixels - inside) * double(mean) * mean;
+    for (int64_t i = 0; i < walk.runs(); ++i) {
+        const Run run = walk.run(i, k);
+        const T* plane = z + run.first + run.offset;
+        T part = 0;
+#pragma omp simd reduction(+ : part)
+        for (int64_t o = run.lo; o < run.hi; ++o) {
+            const T d = mask[o - run.lo] != 0 ? plane[o] - mean : T(0);
+            part += d * d;
+        }
+        about += part;
+    }
+    total = sum;
+    // about is taken round the rounded mean; put it round zero so that samples can be joined
+    squares = about - pixels * (sum / pixels - mean) * (sum / pixels - mean);
+}
+
+template <typename T>
+T plane_pooled(const Walk<T>& walk, int64_t k, int64_t pixels, const T* z, T scale, T shift, T cap) {
+    const T* mask = walk.mask(k);
+    const T outside = clamp(shift, cap);
+    T total = 0;
+    for (int64_t i = 0; i < walk.runs(); ++i) {
+        const Run run = walk.run(i, k);
+        const T* plane = z + run.first + run.offset;
+        T part = 0;
+#pragma omp simd reduction(+ : part)
+        for (int64_t o = run.lo; o < run.hi; ++o)
+            part += clamp(scale * (mask[o - run.lo] != 0 ? plane[o] : T(0)) + shift, cap);
+        total += part + (run.length - (run.hi - run.lo)) * outside;
+    }
+    return total / pixels;
+}
+
+template <typename T>
+void plane_pool(const Walk<T>& walk, int64_t k, const T* z, const Norm<T>& norm, T* active, T* active_xhat,
+                T* capped) {
+    const T* mask = walk.mask(k);
+    const T outside = norm.pre(norm.t);
+    *active = *active_xhat = *capped = 0;
+    for (int64_t i = 0; i < walk.runs(); ++i) {
+        const Run run = walk.run(i, k);
+        const T* plane = z + run.first + run.offset;
+        T a = 0, x = 0, c = 0;
+#pragma omp simd reduction(+ : a, x, c)
+        for (int64_t o = run.lo; o < run.hi; ++o) {
+            const T xhat = norm.xhat(mask[o - run.lo] != 0 ? plane[o] : T(0)), pre = norm.pre(xhat);
+            a += norm.active(pre) ? T(1) : T(0);
+            x += norm.active(pre) ? xhat : T(0);
+            c += pre >= norm.cap ? T(1) : T(0);
+        }
+        const T beyond = run.length - (run.hi - run.lo);
+        *active += a + (norm.active(outside) ? beyond : T(0));
+        *active_xhat += x + (norm.active(outside) ? beyond * norm.t : T(0));
+        *capped += c + (outside >= norm.cap ? beyond : T(0));
+    }
+}
+
+template <typename T>
+void run_aggregate(const Run& run, const T* mask, const T* z, T scale, T shift, T attention, T cap, T* out) {
+    const T* plane = z + run.first + run.offset;
+    const T outside = attention * clamp(shift, cap);
+    for (int64_t o = 0; o < run.lo; ++o) out[o] += outside;
+#pragma omp simd
+    for (int64_t o = run.lo; o < run.hi; ++o)
+        out[o] += attention * clamp(scale * (mask[o - run.lo] != 0 ? plane[o] : T(0)) + shift, cap);
+    for (int64_t o = run.hi; o < run.length; ++o) out[o] += outside;
+}
+
+template <typename T>
+void plane_reduce(const Walk<T>& walk, int64_t k, const T* z, const Norm<T>& norm, const T* dout, T* d_active,
+                  T* d_active_xhat, T* d_capped) {
+    const T* mask = walk.mask(k);
+    const T outside = norm.pre(norm.t);
+    *d_active = *d_active_xhat = *d_capped = 0;
+    for (int64_t i = 0; i < walk.runs(); ++i) {
+        const Run run = walk.run(i, k);
+        const T *plane = z + run.first + run.offset, *d = dout + run.first;
+        T a = 0, x = 0, c = 0, beyond = 0;
+#pragma omp simd reduction(+ : a, x, c)
+        for (int64_t o = run.lo; o < run.hi; ++o) {
+            const T xhat = norm.xhat(mask[o - run.lo] != 0 ? plane[o] : T(0)), pre = norm.pre(xhat);
+            a += norm.active(pre) ? d[o] : T(0);
+            x += norm.active(pre) ? d[o] * xhat : T(0);
+            c += pre >= norm.cap ? d[o] : T(0);
+        }
+        for (int64_t o = 0; o < run.lo; ++o) beyond += d[o];
+        for (int64_t o = run.hi; o < run.length; ++o) beyond += d[o];
+        *d_active += a + (norm.active(outside) ? beyond : T(0));
+        *d_active_xhat += x + (norm.active(outside) ? beyond * norm.t : T(0));
+        *d_capped += c + (outside >= norm.cap ? beyond : T(0));
+    }
+}
+
+template <typename T>
+struct Slope {  // dz = [active] (alpha dout + bias) - delta - epsilon xhat
+    T alpha, bias, delta, epsilon;
+    T operator()(const Norm<T>& norm, T z, T dout) const {
+        const T xhat = norm.xhat(z);
+        return (norm.active(norm.pre(xhat)) ? alpha * dout + bias : T(0)) - delta - epsilon * xhat;
+    }
+};
+
+// z becomes dz, which is zero where no output pixel reads the plane.
+template <typename T>
+void plane_gradient(const Walk<T>& walk, int64_t k, int64_t pixels, T* z, const Norm<T>& norm, const Slope<T>& slope,
+                    const T* dout, T* dz) {
+    std::fill_n(dz, pixels, T(0));
+    const T* mask = walk.mask(k);
+    for (int64_t i = 0; i < walk.runs(); ++i) {
+        const Run run = walk.run(i, k);
+        const T *plane = z + run.first + run.offset, *d = dout + run.first;
+        T* to = dz + run.first + run.offset;
+#pragma omp simd
+        for (int64_t o = run.lo; o < run.hi; ++o)
+            if (mask[o - run.lo] != 0) to[o] = slope(norm, plane[o], d[o]);
+    }
+}
+
+// The same where the plane is the input's, times weight: adds to dx, and returns the gradient of the weight.
+template <typename T>
+T plane_gradient_depthwise(const Walk<T>& walk, int64_t k, const T* x, T weight, const Norm<T>& norm,
+                           const Slope<T>& slope, const T* dout, T* dx) {
+    const T* mask = walk.mask(k);
+    T total = 0;
+    for (int64_t i = 0; i < walk.runs(); ++i) {
+        const Run run = walk.run(i, k);
+        const T *plane = x + run.first + run.offset, *d = dout + run.first;
+        T* to = dx + run.first + run.offset;
+        T part = 0;
+#pragma omp simd reduction(+ : part)
+        for (int64_t o = run.lo; o < run.hi; ++o)
+            if (mask[o - run.lo] != 0) {
+                const T dz = slope(norm, plane[o], d[o]);
+                to[o] += weight * dz;
+                part += dz * plane[o];
+            }
+        total += part;
+    }
+    return total;
+}
+
+// ---- the maps of one group of one sample --------------------------------------------------------------------------
+
+template <typename T>
+class Maps {
+  public:
+    explicit Maps(const Problem& p) : p_(p) {
+        if (p.z) return;
+        const int64_t in = p.height_in * p.width_in, out = p.pixels(), plane = p.aligned() ? in : out;
+        if (!p.aligned()) gathered_.resize(p.positions() * p.in_group * out);
+        if (!p.depthwise()) maps_.resize(p.positions() * p.out_group * plane);
+    }
+    void load(int64_t n, int64_t g) {
+        const int64_t plane = p_.pixels();  // the same for both layouts
+        if (p_.z) {
+            first_ = static_cast<T*>(p_.z) + (n * p_.groups + g) * p_.positions() * p_.out_group * plane;
+            return;
+        }
+        const T* x = input(n, g);
+        if (!p_.aligned())
+            for (int64_t k = 0; k < p_.positions(); ++k)
+                for (int64_t ci = 0; ci < p_.in_group; ++ci) gather(x + ci * input_pixels(), k, seen(k) + ci * plane);
+        if (p_.depthwise()) {
+            first_ = p_.aligned() ? const_cast<T*>(x) : gathered_.data();  // only read
+            return;
+        }
+        first_ = maps_.data();
+        const int64_t rows = p_.positions() * p_.out_group;
+        const T* w = static_cast<const T*>(p_.weight) + g * rows * p_.in_group;
+        if (p_.aligned()) {
+            multiply(rows, plane, p_.in_group, w, p_.in_group, x, plane, first_, plane, scratch_);
+        } else {
+            for (int64_t k = 0; k < p_.positions(); ++k)
+                multiply(p_.out_group, plane, p_.in_group, w + k * p_.out_group * p_.in_group, p_.in_group, seen(k),
+                         plane, first_ + k * p_.out_group * plane, plane, scratch_);
+        }
+    }
+    T* plane(int64_t k, int64_t co) {
+        if (p_.depthwise() && p_.aligned() && !p_.z) return first_;
+        return first_ + (k * p_.out_group + co) * p_.pixels();
+    }
+    const T* input(int64_t n, int64_t g) const {
+        return static_cast<const T*>(p_.x) + (n * p_.groups + g) * p_.in_group * input_pixels();
+    }
+    // From dz (K, out_group, plane) in place of the maps: dx of this group, and what it adds to dweight.
+    void gradients(int64_t n, int64_t g, T* dx, T* dweight) {
+        const int64_t plane = p_.pixels(), rows = p_.positions() * p_.out_group;
+        const T* w = static_cast<const T*>(p_.weight_transposed) + g * rows * p_.in_group;
+        if (p_.aligned()) {
+            multiply(p_.in_group, plane, rows, w, rows, first_, plane, dx, plane, scratch_);
+            multiply_transposed(rows, p_.in_group, plane, first_, plane, input(n, g), plane, dweight, p_.in_group);
+            return;
+        }
+        for (int64_t k = 0; k < p_.positions(); ++k) {
+            const T* dz = first_ + k * p_.out_group * plane;
+            multiply_transposed(p_.out_group, p_.in_group, plane, dz, plane, seen(k), plane,
+                                dweight + k * p_.out_group * p_.in_group, p_.in_group);
+            multiply(p_.in_group, plane, p_.out_group, w + k * p_.out_group, rows, dz, plane, seen(k), plane,
+                     scratch_);
+            for (int64_t ci = 0; ci < p_.in_group; ++ci)
+                scatter(seen(k) + ci * plane, k, dx + ci * input_pixels());
+        }
+    }
+    // seen += to, where a gathered plane came from
+    void scatter(const T* from, int64_t k, T* to) const {
+        visit(k, [&](int64_t o, int64_t i) { to[i] += from[o]; });
+    }
+
+  private:
+    int64_t input_pixels() const { return p_.height_in * p_.width_in; }
+    T* seen(int64_t k) { return gathered_.data() + k * p_.in_group * p_.pixels(); }
+    void gather(const T* from, int64_t k, T* to) const {
+        std::fill_n(to, p_.pixels(), T(0));
+        visit(k, [&](int64_t o, int64_t i) { to[o] = from[i]; });
+    }
+    // Calls f(output pixel, input pixel) for the outputs whose position k reads inside the image.
+    template <typename F>
+    void visit(int64_t k, F f) const {
+        const int64_t u = k / p_.kernel[1], v = k % p_.kernel[1];
+        const int64_t right = v * p_.dilation[1] - p_.padding[1], step = p_.stride[1];
+        const int64_t first = right >= 0 ? 0 : (-right + step - 1) / step;
+        const int64_t last = right >= p_.width_in ? 0 : std::min(p_.width, (p_.width_in - 1 - right) / step + 1);
+        for (int64_t i = 0; i < p_.height; ++i) {
+            const int64_t row = i * p_.stride[0] + u * p_.dilation[0] - p_.padding[0];
+            if (row < 0 || row >= p_.height_in) continue;
+            for (int64_t j = first; j < last; ++j) f(i * p_.width + j, row * p_.width_in + j * step + right);
+        }
+    }
+
+    const Problem& p_;
+    std::vector<T> gathered_, maps_, scratch_;
+    T* first_ = nullptr;
+};
+
+// Runs f(maps, walk, n, g) for every sample and group, side by side.
+template <typename T, typename F>
+void for_each_group(const Problem& p, F f) {
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Maps<T> maps(p);
+        const Walk<T> walk(p);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < p.samples * p.groups; ++item) {
+            maps.load(item / p.groups, item % p.groups);
+            f(maps, walk, item / p.groups, item % p.groups);
+        }
+    }
+}
+
+// With maps that are given, every channel is a group of its own: there is more to run side by side.
+template <typename T, typename F>
+void for_each_plane(const Problem& p, F f) {
+    if (!p.z) {
+        for_each_group<T>(p, [&](Maps<T>& maps, const Walk<T>& walk, int64_t n, int64_t g) {
+            for (int64_t co = 0; co < p.out_group; ++co)
+                f(walk, n, g * p.out_group + co, [&](int64_t k) { return maps.plane(k, co); });
+        });
+        return;
+    }
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Maps<T> maps(p);
+        const Walk<T> walk(p);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < p.samples * p.channels(); ++item) {
+            const int64_t n = item / p.channels(), c = item % p.channels();
+            maps.load(n, c / p.out_group);
+            f(walk, n, c, [&](int64_t k) { return maps.plane(k, c % p.out_group); });
+        }
+    }
+}
+
+template <typename T>
+struct Coefficients {  // each (K, C)
+    const T *r, *t, *gamma, *beta;
+    T cap;
+    Norm<T> at(int64_t i) const { return {r[i], t[i], gamma[i], beta[i], cap}; }
+};
+
+template <typename T>
+void moments(const Problem& p, double* sum, double* squares) {
+    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const int64_t i = (n * p.positions() + k) * p.channels() + c;
+            plane_moments<T>(walk, k, p.pixels(), plane(k), sum[i], squares[i]);
+        }
+    });
+}
+
+template <typename T>
+void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
+    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const int64_t kc = k * p.channels() + c;
+            q[n * p.positions() * p.channels() + kc] =
+                plane_pooled<T>(walk, k, p.pixels(), plane(k), scale[kc], shift[kc], cap);
+        }
+    });
+}
+
+template <typename T>
+void pool(const Problem& p, const Coefficients<T>& norms, T* active, T* active_xhat, T* capped) {
+    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
+            plane_pool<T>(walk, k, plane(k), norms.at(kc), active + i, active_xhat + i, capped + i);
+        }
+    });
+}
+
+template <typename T>
+void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
+    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
+        T* to = out + (n * p.channels() + c) * p.pixels();
+        std::fill_n(to, p.pixels(), T(0));
+        for (int64_t i = 0; i < walk.runs(); ++i)
+            for (int64_t k = 0; k < p.positions(); ++k) {
+                const int64_t kc = k * p.channels() + c;
+                const Run run = walk.run(i, k);
+                run_aggregate<T>(run, walk.mask(k), plane(k), scale[kc], shift[kc],
+                                 attention[n * p.positions() * p.channels() + kc], cap, to + run.first);
+            }
+    });
+}
+
+template <typename T>
+void reduce(const Problem& p, const Coefficients<T>& norms, const T* dout, T* d_active, T* d_active_xhat,
+            T* d_capped) {
+    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
+        const T* d = dout + (n * p.channels() + c) * p.pixels();
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
+            plane_reduce<T>(walk, k, plane(k), norms.at(kc), d, d_active + i, d_active_xhat + i, d_capped + i);
+        }
+    });
+}
+
+template <typename T>
+struct Slopes {  // alpha and bias (N, K, C), delta and epsilon (K, C)
+    const T *alpha, *bias, *delta, *epsilon;
+    Slope<T> at(int64_t i, int64_t kc) const { return {alpha[i], bias[i], delta[kc], epsilon[kc]}; }
+};
+
+// Maps that are given become their gradients.
+template <typename T>
+void map_gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<T>& slopes, const T* dout) {
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Maps<T> maps(p);
+        const Walk<T> walk(p);
+        std::vector<T> dz(p.pixels());
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < p.samples * p.channels(); ++item) {
+            const int64_t n = item / p.channels(), c = item % p.channels();
+            maps.load(n, c / p.out_group);
+            for (int64_t k = 0; k < p.positions(); ++k) {
+                const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
+                T* z = maps.plane(k, c % p.out_group);
+                plane_gradient<T>(walk, k, p.pixels(), z, norms.at(kc), slopes.at(i, kc),
+                                  dout + (n * p.channels() + c) * p.pixels(), dz.data());
+                std::copy(dz.begin(), dz.end(), z);
+            }
+        }
+    }
+}
+
+// dweight is (chunks, G, K, out_group, in_group): each has its own samples and one order of summation.
+template <typename T>
+void gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<T>& slopes, const T* dout, T* dx,
+               T* dweight) {
+    const int64_t positions = p.positions(), pixels_in = p.in_group * p.height_in * p.width_in;
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Maps<T> maps(p);
+        const Walk<T> walk(p);
+        std::vector<T> dz(p.pixels());
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < p.chunks * p.groups; ++item) {
+            const int64_t chunk = item / p.groups, g = item % p.groups;
+            const int64_t weights = positions * p.out_group * p.in_group;
+            const T* w = static_cast<const T*>(p.weight) + g * weights;
+            T* dw = dweight + item * weights;
+            std::fill_n(dw, weights, T(0));
+            for (int64_t n = chunk; n < p.samples; n += p.chunks) {
+                T* dx_group = dx + (n * p.groups + g) * pixels_in;
+                std::fill_n(dx_group, pixels_in, T(0));
+                maps.load(n, g);
+                for (int64_t co = 0; co < p.out_group; ++co)
+                    for (int64_t k = 0; k < positions; ++k) {
+                        const int64_t c = g * p.out_group + co, kc = k * p.channels() + c;
+                        const int64_t i = n * positions * p.channels() + kc;
+                        const T* d = dout + (n * p.channels() + c) * p.pixels();
+                        T* z = maps.plane(k, co);
+                        if (!p.depthwise()) {
+                            plane_gradient<T>(walk, k, p.pixels(), z, norms.at(kc), slopes.at(i, kc), d, dz.data());
+                            std::copy(dz.begin(), dz.end(), z);
+                        } else if (p.aligned()) {
+                            dw[k] += plane_gradient_depthwise<T>(walk, k, z, w[k], norms.at(kc), slopes.at(i, kc), d,
+                                                                 dx_group);
+                        } else {
+                            std::fill(dz.begin(), dz.end(), T(0));
+                            dw[k] += plane_gradient_depthwise<T>(walk, k, z, w[k], norms.at(kc), slopes.at(i, kc), d,
+                                                                 dz.data());
+                            maps.scatter(dz.data(), k, dx_group);
+                        }
+                    }
+                if (!p.depthwise()) maps.gradients(n, g, dx_group, dw);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+#define EXPORT(T, NAME)                                                                                               \
+    extern "C" void moments_##NAME(const Problem* p, double* sum, double* squares) { moments<T>(*p, sum, squares); }   \
+    extern "C" void pooled_##NAME(const Problem* p, const T* scale, const T* shift, T cap, T* q) {                    \
+        pooled<T>(*p, scale, shift, cap, q);                                                                          \
+    }                                                                                                                 \
+    extern "C" void pool_##NAME(const Problem* p, const T* r, const T* t, const T* gamma, const T* beta, T cap,       \
+                                T* active, T* active_xhat, T* capped) {                                               \
+        pool<T>(*p, {r, t, gamma, beta, cap}, active, active_xhat, capped);                                           \
+    }                                                                                                                 \
+    extern "C" void aggregate_##NAME(const Problem* p, const T* scale, const T* shift, const T* attention, T cap,     \
+                                     T* out) {                                                                        \
+        aggregate<T>(*p, scale, shift, attention, cap, out);                                                          \
+    }                                                                                                                 \
+    extern "C" void reduce_##NAME(const Problem* p, const T* r, const T* t, const T* gamma, const T* beta, T cap,     \
+                                  const T* dout, T* d_active, T* d_active_xhat, T* d_capped) {                        \
+        reduce<T>(*p, {r, t, gamma, beta, cap}, dout, d_active, d_active_xhat, d_capped);                             \
+    }                                                                                                                 \
+    extern "C" void gradients_##NAME(const Problem* p, const T* r, const T* t, const T* gamma, const T* beta, T cap,  \
+                                     const T* dout, const T* alpha, const T* bias, const T* delta, const T* epsilon,  \
+                                     T* dx, T* dweight) {                                                             \
+        if (p->z)                                                                                                     \
+            map_gradients<T>(*p, {r, t, gamma, beta, cap}, {alpha, bias, delta, epsilon}, dout);                      \
+        else                                                                                                          \
+            gradients<T>(*p, {r, t, gamma, beta, cap}, {alpha, bias, delta, epsilon}, dout, dx, dweight);             \
+    }
+
+EXPORT(float, float)
+EXPORT(double, double)
