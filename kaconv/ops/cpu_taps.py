@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kaconv.ops import native
 from kaconv.ops.geometry import Geometry
+from kaconv.ops.reference import pad, windows
 
 _FEW_CHANNELS = 32  # of a group, up to which the compiled passes multiply by themselves
 _CHUNKS = 16
@@ -57,9 +57,7 @@ class CPUTaps:
         self._aligned = geometry.stride == (1, 1) and self._size == tuple(x.shape[2:])
         self._depthwise = self._in_group == self._out_group == 1
         # (G, K, C/G, Cin/G)
-        self._packed = (
-            weight.unflatten(0, (self._groups, self._out_group)).flatten(-2).permute(0, 3, 1, 2).contiguous()
-        )
+        self._packed = weight.unflatten(0, (self._groups, self._out_group)).flatten(-2).permute(0, 3, 1, 2).contiguous()
         self._scratch = None if min(self._in_group, self._out_group) <= _FEW_CHANNELS else _Scratch()
         self._z: Tensor | None = None
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
@@ -121,55 +119,61 @@ class CPUTaps:
         epsilon: Tensor,
     ) -> tuple[Tensor, Tensor]:
         norm = (self._times_weight(r), t, gamma, beta, cap)
-        dx, dpacked = torch.empty_like(self._x), self._packed.new_empty(self._chunks, *self._packed.shape)
-        self._call("gradients", *norm, dout.contiguous(), alpha, bias, delta, epsilon, dx, dpacked)
-        dpacked = dpacked.sum(dim=0) if self._scratch is None else self._map_gradients(dx)
+        slopes = (dout.contiguous(), alpha, bias, delta, epsilon)
+        if self._scratch is not None:
+            self._call("gradients", *norm, *slopes, None, None)
+            dx, dpacked = self._map_gradients()
+        else:
+            dx, dpacked = torch.empty_like(self._x), self._packed.new_empty(self._chunks, *self._packed.shape)
+            self._call("gradients", *norm, *slopes, dx, dpacked)
+            dpacked = dpacked.sum(dim=0)
         dweight = dpacked.permute(0, 2, 3, 1).reshape(self._weight.shape)
         return dx.contiguous(memory_format=self._format), dweight
 
     # The maps of many channels, as matrix products ----------------------------------------------------------------
 
     def _maps(self) -> Tensor:
-        """Z of all samples, (N, G, K·C/G, pixels)."""
+        """Z of all samples, (G, K, C/G, N·pixels)."""
         if self._z is None:
-            rows = self._geometry.positions * self._out_group
-            shape = (len(self._x), self._groups, rows, self._size[0] * self._size[1])
-            self._z = self._scratch.take(shape, self._x)
-            for n in range(len(self._x)):
-                if self._aligned:
-                    torch.bmm(self._packed.flatten(1, 2), self._inputs(n), out=self._z[n])
-                else:
-                    z = self._z[n].unflatten(1, (self._geometry.positions, self._out_group))
-                    z.copy_(self._packed @ self._seen(n))
+            inputs = self._seen()
+            self._z = self._scratch.take((*self._packed.shape[:-1], inputs.shape[-1]), self._x)
+            torch.bmm(self._kernels(), inputs, out=self._z.view(*self._kernels().shape[:-1], -1))
         return self._z
 
-    def _inputs(self, n: int) -> Tensor:
-        """The input of one sample, (G, Cin/G, pixels)."""
-        return self._x[n].view(self._groups, self._in_group, -1)
+    def _kernels(self) -> Tensor:
+        """The kernel as matrices: one for each group where all positions see the same input, else for each position."""
+        return self._packed.flatten(1, 2) if self._aligned else self._packed.flatten(0, 1)
 
-    def _seen(self, n: int) -> Tensor:
-        """The input of one sample as each position sees it, (G, K, Cin/G, pixels)."""
+    def _seen(self) -> Tensor:
+        """The input that each of `_kernels` is multiplied with, (G or G·K, Cin/G, N·pixels)."""
+        x = self._x.unflatten(1, (self._groups, self._in_group))
+        if self._aligned:
+            return x.permute(1, 2, 0, 3, 4).flatten(2)
+        views = self._windows(pad(self._x, self._geometry.padding))
+        return torch.stack([view.permute(1, 2, 0, 3, 4).flatten(2) for view in views], dim=1).flatten(0, 1)
+
+    def _windows(self, padded: Tensor) -> list[Tensor]:
         g = self._geometry
-        columns = F.unfold(self._x[n : n + 1], g.kernel, g.dilation, g.padding, g.stride)
-        return columns.view(self._groups, self._in_group, g.positions, -1).transpose(1, 2)
+        views = windows(padded, g.kernel, g.stride, g.dilation)
+        return [view.unflatten(1, (self._groups, self._in_group)) for view in views]
 
-    def _map_gradients(self, dx: Tensor) -> Tensor:
-        """From the gradients of the maps, which stand in their place: fills dx, returns that of the packed weight."""
-        g, dz = self._geometry, self._z
-        dpacked = torch.zeros_like(self._packed)
-        for n in range(len(self._x)):
-            if self._aligned:
-                inputs = self._inputs(n)
-                torch.bmm(self._packed.flatten(1, 2).mT, dz[n], out=dx[n].view_as(inputs))
-                torch.baddbmm(dpacked.flatten(1, 2), dz[n], inputs.mT, out=dpacked.flatten(1, 2))
-            else:
-                maps = dz[n].unflatten(1, (g.positions, self._out_group))
-                dpacked += maps @ self._seen(n).mT
-                seen = (self._packed.mT @ maps).transpose(1, 2).reshape(1, -1, maps.shape[-1])
-                dx[n] = F.fold(seen, self._x.shape[2:], g.kernel, g.dilation, g.padding, g.stride)[0]
-        self._z = None  # it holds their gradients now
+    def _map_gradients(self) -> tuple[Tensor, Tensor]:
+        """dx and the gradient of the packed weight, from the gradients of the maps, which stand in their place."""
+        kernels = self._kernels()
+        dz = self._z.view(*kernels.shape[:-1], -1)
+        dpacked = torch.bmm(dz, self._seen().mT).view_as(self._packed)
+        dseen = torch.bmm(kernels.mT, dz).unflatten(-1, (len(self._x), *self._size))
+        self._z = None
         self._scratch.give_back()
-        return dpacked
+        if self._aligned:
+            return dseen.permute(2, 0, 1, 3, 4).reshape(self._x.shape), dpacked
+        # Each position's window of dx takes what the position saw.
+        (top, left), (height, width) = self._geometry.padding, self._x.shape[2:]
+        dx = self._x.new_zeros(*self._x.shape[:2], height + 2 * top, width + 2 * left)
+        dseen = dseen.unflatten(0, (self._groups, -1)).unbind(dim=1)
+        for window, dwindow in zip(self._windows(dx), dseen, strict=True):
+            window += dwindow.permute(2, 0, 1, 3, 4)
+        return dx[:, :, top : top + height, left : left + width], dpacked
 
     # Calls --------------------------------------------------------------------------------------------------------
 
@@ -184,20 +188,24 @@ class CPUTaps:
 
     def _call(self, name: str, *arguments: Any) -> None:
         g = self._geometry
-        transposed = self._packed.permute(0, 3, 1, 2).contiguous() if name == "gradients" else None
         maps = None if self._scratch is None else self._maps()
+        transposed = self._packed.permute(0, 3, 1, 2).contiguous() if name == "gradients" and maps is None else None
         problem = _Problem(
             len(self._x), self._groups, self._in_group, self._out_group, *self._x.shape[2:], *self._size,
             *((ctypes.c_int64 * 2)(*pair) for pair in (g.kernel, g.stride, g.padding, g.dilation)),
             self._chunks,
             torch.get_num_threads(),
-            *(None if tensor is None else tensor.data_ptr() for tensor in (self._x, self._packed, transposed, maps)),
+            *map(_pointer, (self._x, self._packed, transposed, maps)),
         )  # fmt: skip
         real, suffix = (ctypes.c_double, "double") if self._x.dtype == torch.float64 else (ctypes.c_float, "float")
-        values = [real(a) if isinstance(a, float) else ctypes.c_void_p(a.data_ptr()) for a in arguments]
+        values = [real(a) if isinstance(a, float) else _pointer(a) for a in arguments]
         function: Callable[..., None] = getattr(native.library(), f"{name}_{suffix}")
         function.restype = None
         function(ctypes.byref(problem), *values)
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 class _Scratch:

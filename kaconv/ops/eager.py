@@ -26,14 +26,12 @@ def kaconv2d(
     """As `kaconv.ops.reference.kaconv2d`."""
     g = geometry
     if type(norm) is not nn.BatchNorm2d or norm.training or norm.running_mean is None:
-        return reference.kaconv2d(
-            x, weight, norm, act, attention_generator, g.stride, g.padding, g.dilation, g.groups
-        )
+        return reference.kaconv2d(x, weight, norm, act, attention_generator, g.stride, g.padding, g.dilation, g.groups)
     scale, shift = folded_batch_norm(norm, g.positions)
     maps = [
         act(F.conv2d(seen, weight[:, :, u : u + 1, v : v + 1] * scale_p[:, None, None, None], shift_p, groups=g.groups))
         for seen, (u, v), scale_p, shift_p in zip(
-            reference.seen(x, g.kernel, g.stride, g.padding, g.dilation),
+            reference.windows(reference.pad(x, g.padding), g.kernel, g.stride, g.dilation),
             product(*map(range, g.kernel)),
             scale,
             shift,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from kaconv.ops.geometry import Geometry
 
@@ -135,9 +135,10 @@ def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, 
         return
     norm.num_batches_tracked.add_(1)
     momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
-    norm.running_mean.lerp_(mean.flatten().to(norm.running_mean.dtype), momentum)
-    unbiased = var.flatten() * (values / (values - 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+    unbiased = var * (values / (values - 1))
+    for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        # .data, because F.batch_norm's update is no new version either: a graph of an earlier pass may hold the buffer.
+        running.data.lerp_(value.flatten().to(running.dtype), momentum)
 
 
 @dataclass
@@ -170,15 +171,15 @@ class _Pool(torch.autograd.Function):
         call.taps = call.taps or call.taps_type(x, weight, call.geometry)
         active, active_xhat, capped = call.taps.pool(r, t, gamma, beta, call.cap)
         ctx.call = call
-        ctx.save_for_backward(x, weight, gamma, beta, r, t, active, active_xhat)
+        ctx.save_for_backward(x, gamma, beta, r, t, active, active_xhat)
         height, width = call.geometry.output_size(*x.shape[2:])
         return call.act_sum(gamma, beta, active, active_xhat, capped) / (height * width), gamma.new_zeros(())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, dq: Tensor, dlink: Tensor) -> tuple[Tensor | None, ...]:
+        _check_first_derivative()
         call: _Call = ctx.call
-        x, weight, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
+        x, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
         taps, dout, attention, d_active, d_active_xhat = call.pending
         call.pending = ()
         values = _values(x, call.geometry)
@@ -217,8 +218,8 @@ class _Aggregate(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
+        _check_first_derivative()
         call: _Call = ctx.call
         attention, x, weight, gamma, beta, r, t = ctx.saved_tensors
         taps = call.taps_type(x, weight, call.geometry)
@@ -226,3 +227,11 @@ class _Aggregate(torch.autograd.Function):
         call.pending = (taps, dout, attention, d_active, d_active_xhat)
         dattention = call.act_sum(gamma, beta, d_active, d_active_xhat, d_capped)
         return dattention, gamma.new_zeros(()), *[None] * 7
+
+
+def _check_first_derivative() -> None:
+    if torch.is_grad_enabled():  # which it is in a backward with create_graph=True alone
+        raise RuntimeError(
+            "the fused KAConv has no second derivative (create_graph=True); run the model inside "
+            'kaconv.use_backend("eager") for it'
+        )

@@ -1,4 +1,4 @@
-"""The compiled CPU passes of taps.cpp: built with the system's C++ compiler the first time they are needed, then cached.
+"""The compiled CPU passes of taps.cpp: built with the system's C++ compiler when they are first needed, then cached.
 
 The library has no other entry points than plain C functions, so it neither includes nor links PyTorch; it takes a few
 seconds to build. OpenMP is left unlinked: its symbols are found in the runtime that PyTorch has loaded, so that both
@@ -20,7 +20,12 @@ import torch
 
 _LOGGER = logging.getLogger("kaconv")
 _SOURCE = Path(__file__).with_name("taps.cpp")
-_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+_FLAGS = [
+    *("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp"),
+    # Sums may be reordered, and are taken in several lanes at once; NaN and infinity keep their meaning.
+    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
+    *("-funroll-loops", "-fvariable-expansion-in-unroller"),
+]
 _WIDE = "-mprefer-vector-width=512"
 _TIMEOUT = 120  # seconds
 

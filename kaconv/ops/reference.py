@@ -14,14 +14,18 @@ from torch import Tensor
 Pair = tuple[int, int]
 
 
-def seen(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> list[Tensor]:
-    """The input as each kernel position sees it: K views of x, padded with zeros, (N, Cin, H, W) each."""
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+def windows(x: Tensor, kernel: Pair, stride: Pair, dilation: Pair) -> list[Tensor]:
+    """What each kernel position sees of an input that is already padded: K views of it, (N, Cin, H, W) each."""
     # What the last position of the kernel leaves over: the span over which the kernel's corner moves.
     span_h = x.shape[2] - dilation[0] * (kernel[0] - 1)
     span_w = x.shape[3] - dilation[1] * (kernel[1] - 1)
     corners = [(u * dilation[0], v * dilation[1]) for u, v in product(range(kernel[0]), range(kernel[1]))]
     return [x[:, :, i : i + span_h : stride[0], j : j + span_w : stride[1]] for i, j in corners]
+
+
+def pad(x: Tensor, padding: Pair) -> Tensor:
+    """x with rows and columns of zeros around."""
+    return F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
 
 
 def decompose(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:
@@ -35,7 +39,7 @@ def decompose(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: 
         Z, (N, K, C, H, W). Its sum over K is `torch.nn.functional.conv2d(x, weight, ...)`.
     """
     kh, kw = weight.shape[2:]
-    views = seen(x, (kh, kw), stride, padding, dilation)
+    views = windows(pad(x, padding), (kh, kw), stride, dilation)
     maps = [
         F.conv2d(view, weight[:, :, u : u + 1, v : v + 1], groups=groups)
         for view, (u, v) in zip(views, product(range(kh), range(kw)), strict=True)

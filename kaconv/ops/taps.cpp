@@ -22,7 +22,7 @@ struct Problem {
     const void* x;       // (N, G·in_group, height_in, width_in)
     const void* weight;  // (G, K, out_group, in_group); with depthwise planes, the caller scales by it
     const void* weight_transposed;  // (G, in_group, K, out_group), for gradients
-    void* z;             // (N, G, K, out_group, plane) or null: then the maps are computed here
+    void* z;             // (G, K, out_group, N, plane) or null: then the maps are computed here
 
     int64_t positions() const { return kernel[0] * kernel[1]; }
     int64_t channels() const { return groups * out_group; }
@@ -311,40 +311,60 @@ struct Slope {  // dz = [active] (alpha dout + bias) - delta - epsilon xhat
     }
 };
 
-// z becomes dz, which is zero where no output pixel reads the plane.
+// A plane of gradients with room on both sides: an output pixel whose column lies outside the image writes a zero, which
+// falls on a pixel of the neighbouring row that no output reads, or beyond the plane.
 template <typename T>
-void plane_gradient(const Walk<T>& walk, int64_t k, int64_t pixels, T* z, const Norm<T>& norm, const Slope<T>& slope,
-                    const T* dout, T* dz) {
-    std::fill_n(dz, pixels, T(0));
+class Gradient {
+  public:
+    explicit Gradient(const Problem& p) : room_(p.kernel[1] * p.dilation[1]), pixels_(p.pixels()) {
+        values_.resize(pixels_ + 2 * room_);
+    }
+    T* plane() { return values_.data() + room_; }
+    void clear() { std::fill(values_.begin(), values_.end(), T(0)); }
+    void copy_to(T* to) { std::copy_n(plane(), pixels_, to); }
+
+  private:
+    int64_t room_, pixels_;
+    std::vector<T> values_;
+};
+
+// dz of a plane, which is zero where no output pixel reads it.
+template <typename T>
+void plane_gradient(const Walk<T>& walk, int64_t k, const T* z, const Norm<T>& norm, const Slope<T>& slope,
+                    const T* dout, Gradient<T>& dz) {
+    dz.clear();
     const T* mask = walk.mask(k);
     for (int64_t i = 0; i < walk.runs(); ++i) {
         const Run run = walk.run(i, k);
         const T *plane = z + run.first + run.offset, *d = dout + run.first;
-        T* to = dz + run.first + run.offset;
+        T* to = dz.plane() + run.first + run.offset;
 #pragma omp simd
-        for (int64_t o = run.lo; o < run.hi; ++o)
-            if (mask[o - run.lo] != 0) to[o] = slope(norm, plane[o], d[o]);
+        for (int64_t o = run.lo; o < run.hi; ++o) {
+            const bool inside = mask[o - run.lo] != 0;
+            const T value = slope(norm, inside ? plane[o] : T(0), d[o]);
+            to[o] = inside ? value : T(0);
+        }
     }
 }
 
 // The same where the plane is the input's, times weight: adds to dx, and returns the gradient of the weight.
 template <typename T>
 T plane_gradient_depthwise(const Walk<T>& walk, int64_t k, const T* x, T weight, const Norm<T>& norm,
-                           const Slope<T>& slope, const T* dout, T* dx) {
+                           const Slope<T>& slope, const T* dout, Gradient<T>& dx) {
     const T* mask = walk.mask(k);
     T total = 0;
     for (int64_t i = 0; i < walk.runs(); ++i) {
         const Run run = walk.run(i, k);
         const T *plane = x + run.first + run.offset, *d = dout + run.first;
-        T* to = dx + run.first + run.offset;
+        T* to = dx.plane() + run.first + run.offset;
         T part = 0;
 #pragma omp simd reduction(+ : part)
-        for (int64_t o = run.lo; o < run.hi; ++o)
-            if (mask[o - run.lo] != 0) {
-                const T dz = slope(norm, plane[o], d[o]);
-                to[o] += weight * dz;
-                part += dz * plane[o];
-            }
+        for (int64_t o = run.lo; o < run.hi; ++o) {
+            const bool inside = mask[o - run.lo] != 0;
+            const T from = inside ? plane[o] : T(0), value = slope(norm, from, d[o]), dz = inside ? value : T(0);
+            to[o] += weight * dz;
+            part += dz * from;
+        }
         total += part;
     }
     return total;
@@ -364,7 +384,7 @@ class Maps {
     void load(int64_t n, int64_t g) {
         const int64_t plane = p_.pixels();  // the same for both layouts
         if (p_.z) {
-            first_ = static_cast<T*>(p_.z) + (n * p_.groups + g) * p_.positions() * p_.out_group * plane;
+            first_ = static_cast<T*>(p_.z) + (g * p_.positions() * p_.out_group * p_.samples + n) * plane;
             return;
         }
         const T* x = input(n, g);
@@ -388,7 +408,7 @@ class Maps {
     }
     T* plane(int64_t k, int64_t co) {
         if (p_.depthwise() && p_.aligned() && !p_.z) return first_;
-        return first_ + (k * p_.out_group + co) * p_.pixels();
+        return first_ + (k * p_.out_group + co) * (p_.z ? p_.samples : 1) * p_.pixels();
     }
     const T* input(int64_t n, int64_t g) const {
         return static_cast<const T*>(p_.x) + (n * p_.groups + g) * p_.in_group * input_pixels();
@@ -559,7 +579,7 @@ void map_gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<
     {
         Maps<T> maps(p);
         const Walk<T> walk(p);
-        std::vector<T> dz(p.pixels());
+        Gradient<T> dz(p);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < p.samples * p.channels(); ++item) {
             const int64_t n = item / p.channels(), c = item % p.channels();
@@ -567,9 +587,9 @@ void map_gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<
             for (int64_t k = 0; k < p.positions(); ++k) {
                 const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
                 T* z = maps.plane(k, c % p.out_group);
-                plane_gradient<T>(walk, k, p.pixels(), z, norms.at(kc), slopes.at(i, kc),
-                                  dout + (n * p.channels() + c) * p.pixels(), dz.data());
-                std::copy(dz.begin(), dz.end(), z);
+                const T* d = dout + (n * p.channels() + c) * p.pixels();
+                plane_gradient<T>(walk, k, z, norms.at(kc), slopes.at(i, kc), d, dz);
+                dz.copy_to(z);
             }
         }
     }
@@ -579,43 +599,51 @@ void map_gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<
 template <typename T>
 void gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<T>& slopes, const T* dout, T* dx,
                T* dweight) {
-    const int64_t positions = p.positions(), pixels_in = p.in_group * p.height_in * p.width_in;
+    const int64_t positions = p.positions(), weights = positions * p.out_group * p.in_group;
+    const int64_t pixels_in = p.in_group * p.height_in * p.width_in;
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1)
     {
         Maps<T> maps(p);
         const Walk<T> walk(p);
-        std::vector<T> dz(p.pixels());
+        Gradient<T> gradient(p);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < p.chunks * p.groups; ++item) {
             const int64_t chunk = item / p.groups, g = item % p.groups;
-            const int64_t weights = positions * p.out_group * p.in_group;
             const T* w = static_cast<const T*>(p.weight) + g * weights;
             T* dw = dweight + item * weights;
             std::fill_n(dw, weights, T(0));
             for (int64_t n = chunk; n < p.samples; n += p.chunks) {
                 T* dx_group = dx + (n * p.groups + g) * pixels_in;
-                std::fill_n(dx_group, pixels_in, T(0));
                 maps.load(n, g);
-                for (int64_t co = 0; co < p.out_group; ++co)
-                    for (int64_t k = 0; k < positions; ++k) {
-                        const int64_t c = g * p.out_group + co, kc = k * p.channels() + c;
-                        const int64_t i = n * positions * p.channels() + kc;
-                        const T* d = dout + (n * p.channels() + c) * p.pixels();
-                        T* z = maps.plane(k, co);
-                        if (!p.depthwise()) {
-                            plane_gradient<T>(walk, k, p.pixels(), z, norms.at(kc), slopes.at(i, kc), d, dz.data());
-                            std::copy(dz.begin(), dz.end(), z);
-                        } else if (p.aligned()) {
-                            dw[k] += plane_gradient_depthwise<T>(walk, k, z, w[k], norms.at(kc), slopes.at(i, kc), d,
-                                                                 dx_group);
-                        } else {
-                            std::fill(dz.begin(), dz.end(), T(0));
-                            dw[k] += plane_gradient_depthwise<T>(walk, k, z, w[k], norms.at(kc), slopes.at(i, kc), d,
-                                                                 dz.data());
-                            maps.scatter(dz.data(), k, dx_group);
+                const auto each = [&](auto f) {
+                    for (int64_t co = 0; co < p.out_group; ++co)
+                        for (int64_t k = 0; k < positions; ++k) {
+                            const int64_t c = g * p.out_group + co, kc = k * p.channels() + c;
+                            f(k, maps.plane(k, co), norms.at(kc), slopes.at(n * positions * p.channels() + kc, kc),
+                              dout + (n * p.channels() + c) * p.pixels());
                         }
-                    }
-                if (!p.depthwise()) maps.gradients(n, g, dx_group, dw);
+                };
+                if (!p.depthwise()) {
+                    each([&](int64_t k, T* z, const Norm<T>& norm, const Slope<T>& slope, const T* d) {
+                        plane_gradient<T>(walk, k, z, norm, slope, d, gradient);
+                        gradient.copy_to(z);
+                    });
+                    if (!p.aligned()) std::fill_n(dx_group, pixels_in, T(0));
+                    maps.gradients(n, g, dx_group, dw);
+                } else if (p.aligned()) {
+                    gradient.clear();
+                    each([&](int64_t k, T* x, const Norm<T>& norm, const Slope<T>& slope, const T* d) {
+                        dw[k] += plane_gradient_depthwise<T>(walk, k, x, w[k], norm, slope, d, gradient);
+                    });
+                    gradient.copy_to(dx_group);
+                } else {
+                    std::fill_n(dx_group, pixels_in, T(0));
+                    each([&](int64_t k, T* x, const Norm<T>& norm, const Slope<T>& slope, const T* d) {
+                        gradient.clear();
+                        dw[k] += plane_gradient_depthwise<T>(walk, k, x, w[k], norm, slope, d, gradient);
+                        maps.scatter(gradient.plane(), k, dx_group);
+                    });
+                }
             }
         }
     }
