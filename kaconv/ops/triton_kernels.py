@@ -1,9 +1,9 @@
 """The kernels of `kaconv.ops.triton_taps`. Importing this module imports Triton.
 
-A *tap* is one kernel position k = (u, v). Its map z_k exists only as a tile in registers: BLOCK_P output pixels of one
-sample by BLOCK_C output channels, made by `_z_tile` (a GEMM over the input channels, or one product per element where
-the convolution is depthwise) and consumed at once. Every kernel writes each of its results from one program, in a
-place of its own: there are no atomics, so results are deterministic.
+A *tap* is one kernel position k = (u, v). Its map z_k exists only as a tile in registers, BLOCK_P pixels of one sample
+by BLOCK_C output channels: made by a GEMM over the input channels (or from one value of x per element, where the
+convolution is depthwise) and consumed at once. Every kernel writes each of its results from one program, in a place of
+its own: there are no atomics, so results are deterministic.
 
 Offsets inside a sample are 32-bit, those of samples and of partial sums 64-bit.
 """
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 # What `taps` makes of the maps.
-MOMENTS = tl.constexpr(0)  # per tile: mean, and sum of squared deviations from it
+MOMENTS = tl.constexpr(0)  # per tile: mean, sum of squared deviations from it, and number of pixels
 POOLED = tl.constexpr(1)  # per tile: sum of act(a·z + b)
 POOL = tl.constexpr(2)  # per tile: number of active, sum of xhat over the active, number of capped
 AGGREGATE = tl.constexpr(3)  # sum over k of attention · act(a·z + b), a map
@@ -56,54 +56,56 @@ def _row(pointer, index, mask, ACC: tl.constexpr):
 @triton.jit
 def _tile(pointer, rows, row_mask, columns, column_mask, EVEN: tl.constexpr):
     """Loads a tile, zero where masked. EVEN: every column exists."""
-    if EVEN:
-        mask = row_mask[:, None]
-    else:
-        mask = row_mask[:, None] & column_mask[None, :]
+    mask = row_mask[:, None] if EVEN else row_mask[:, None] & column_mask[None, :]
     return tl.load(pointer + rows[:, None] + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def _z_tile(
+def _x_tile(
     x,
     pixels,
     inside,
     x_c,
     first,
-    w,
     c,
     c_mask,
     DEPTHWISE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_CI: tl.constexpr,
+):
+    """x (of one sample) at `pixels`, zero where not `inside`: pixels by the group's input channels (from `first` on);
+    DEPTHWISE: by the input channels of the output channels c.
+    """
+    if DEPTHWISE:
+        return _tile(x, pixels, inside, (c // CO) * x_c, c_mask, False)
+    else:
+        ci = tl.arange(0, BLOCK_CI)
+        return _tile(x, pixels, inside, (first + ci) * x_c, ci < CI, CI == BLOCK_CI)
+
+
+@triton.jit
+def _z_of(
+    seen,
+    w,
+    c,
+    c_mask,
+    DEPTHWISE: tl.constexpr,
+    CI: tl.constexpr,
     BLOCK_CI: tl.constexpr,
     ACC: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of z_k: x (of one sample) at `pixels` times w (C, CI) of tap k, for the output channels c.
-
-    `first` is the first input channel of the group. Zero where not `inside`.
+    """A tile of z_k for the output channels c, from `_x_tile` and w (C, CI) of tap k. DEPTHWISE: x itself; there w is
+    part of the coefficients that z is multiplied by.
     """
     if DEPTHWISE:
-        seen = tl.load(x + pixels[:, None] + (c // CO)[None, :] * x_c, inside[:, None] & c_mask[None, :], other=0.0)
-        z = seen.to(ACC) * _row(w, c, c_mask, ACC)
-    elif CI <= BLOCK_CI:
-        # No inner loop: the loop over taps around this one is pipelined.
-        ci = tl.arange(0, BLOCK_CI)
-        seen = _tile(x, pixels, inside, (first + ci) * x_c, ci < CI, CI == BLOCK_CI)
-        weight = _tile(w, c * CI, c_mask, ci, ci < CI, CI == BLOCK_CI)
-        z = tl.dot(seen.to(DOT), tl.trans(weight.to(DOT)), out_dtype=ACC, input_precision=PRECISION)
+        return seen.to(ACC)
     else:
-        z = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-        for start in range(0, CI, BLOCK_CI):
-            ci = start + tl.arange(0, BLOCK_CI)
-            seen = _tile(x, pixels, inside, (first + ci) * x_c, ci < CI, CI % BLOCK_CI == 0)
-            weight = _tile(w, c * CI, c_mask, ci, ci < CI, CI % BLOCK_CI == 0)
-            z = tl.dot(seen.to(DOT), tl.trans(weight.to(DOT)), z, input_precision=PRECISION, out_dtype=ACC)
-    return z
+        ci = tl.arange(0, BLOCK_CI)
+        weight = _tile(w, c * CI, c_mask, ci, ci < CI, CI == BLOCK_CI)
+        return tl.dot(seen.to(DOT), tl.trans(weight.to(DOT)), out_dtype=ACC, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["HIN", "WIN", "H", "W", "tiles", "blocks", "samples"])
@@ -138,6 +140,7 @@ def taps(
     tiles,
     blocks,
     MODE: tl.constexpr,
+    HELD: tl.constexpr,
     DEPTHWISE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
@@ -159,6 +162,10 @@ def taps(
 ):
     """One program: one tile of output pixels of one sample, one block of output channels of one group, all K taps.
 
+    HELD (sums without dout, stride 1, CI <= BLOCK_CI): a sum over pixels does not ask at which output pixel a tap saw
+    an input pixel. So tiles are of input pixels, whose x is read once and held for all taps; `counted` are those that
+    tap k brings to the output. Output pixels for which it looks outside the image, where z = 0, are counted by tile 0.
+
     Partial sums go to result[quantity, sample, tile, k, c]; DZ to result[sample, k, pixel, c], of x's dtype.
     """
     # Neighbouring programs share the tile of x: channel blocks run fastest.
@@ -179,74 +186,117 @@ def taps(
         c_mask = local < CO
 
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-    valid = p < H * W
-    i = p // W
-    j = p % W
     x += n * x_n
+    if HELD:
+        pixel_mask = p < HIN * WIN
+        row = p // WIN
+        column = p % WIN
+        seen = _x_tile(x, row * x_h + column * x_w, pixel_mask, x_c, first, c, c_mask, DEPTHWISE, CI, CO, BLOCK_CI)
+    else:
+        counted = p < H * W
+        i = p // W
+        j = p % W
     if MODE == AGGREGATE:
         out = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    if (MODE == REDUCE) or (MODE == DZ):
+    if (MODE == REDUCE) or (MODE == DZ):  # noqa: SIM109 (Triton has no `in`)
         targets = dout + n * o_n + (i * o_h + j * o_w)[:, None] + c[None, :] * o_c
-        g = tl.load(targets, valid[:, None] & c_mask[None, :], other=0.0).to(ACC)
+        g = tl.load(targets, counted[:, None] & c_mask[None, :], other=0.0).to(ACC)
 
     for k in range(K):
-        row = i * SH + ((k // KW) * DH - PH)
-        column = j * SW + ((k % KW) * DW - PW)
-        inside = valid & (row >= 0) & (row < HIN) & (column >= 0) & (column < WIN)
-        pixels = row * x_h + column * x_w
-        w_k = w + k * C * CI
-        z = _z_tile(
-            x, pixels, inside, x_c, first, w_k, c, c_mask,
-            DEPTHWISE, CI, CO, BLOCK_P, BLOCK_C, BLOCK_CI, ACC, DOT, PRECISION,
-        )  # fmt: skip
         at = k * C + c
+        # Before the GEMM, so that it hides their latency.
+        if MODE != MOMENTS:
+            a = _row(coefficient_0, at, c_mask, ACC)
+            b = _row(coefficient_1, at, c_mask, ACC)
+        if (MODE == AGGREGATE) or (MODE == DZ):  # noqa: SIM109
+            alpha_k = _row(alpha, n * K * C + at, c_mask, ACC)
+        if (MODE == POOL) or (MODE == REDUCE) or (MODE == DZ):  # noqa: SIM109
+            gamma_k = _row(gamma, at, c_mask, ACC)
+            beta_k = _row(beta, at, c_mask, ACC)
+        if MODE == DZ:
+            bias_k = _row(bias, n * K * C + at, c_mask, ACC)
+            delta_k = _row(delta, at, c_mask, ACC)
+            epsilon_k = _row(epsilon, at, c_mask, ACC)
+
+        below = (k // KW) * DH - PH
+        right = (k % KW) * DW - PW
+        w_k = w + k * C * CI
+        if HELD:
+            i = row - below
+            j = column - right
+            counted = pixel_mask & (i >= 0) & (i < H) & (j >= 0) & (j < W)
+            z = _z_of(seen, w_k, c, c_mask, DEPTHWISE, CI, BLOCK_CI, ACC, DOT, PRECISION)
+            rows = tl.maximum(tl.minimum(H, HIN - below) - tl.maximum(0, -below), 0)
+            columns = tl.maximum(tl.minimum(W, WIN - right) - tl.maximum(0, -right), 0)
+            outside = tl.where(tile == 0, H * W - rows * columns, 0).to(ACC)
+        else:
+            seen_row = i * SH + below
+            seen_column = j * SW + right
+            inside = counted & (seen_row >= 0) & (seen_row < HIN) & (seen_column >= 0) & (seen_column < WIN)
+            pixels = seen_row * x_h + seen_column * x_w
+            if DEPTHWISE or CI <= BLOCK_CI:
+                # No inner loop: this one is pipelined.
+                seen = _x_tile(x, pixels, inside, x_c, first, c, c_mask, DEPTHWISE, CI, CO, BLOCK_CI)
+                z = _z_of(seen, w_k, c, c_mask, DEPTHWISE, CI, BLOCK_CI, ACC, DOT, PRECISION)
+            else:
+                z = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+                for start in range(0, CI, BLOCK_CI):
+                    ci = start + tl.arange(0, BLOCK_CI)
+                    seen = _tile(x, pixels, inside, (first + ci) * x_c, ci < CI, CI % BLOCK_CI == 0)
+                    weight = _tile(w_k, c * CI, c_mask, ci, ci < CI, CI % BLOCK_CI == 0)
+                    z = tl.dot(seen.to(DOT), tl.trans(weight.to(DOT)), z, input_precision=PRECISION, out_dtype=ACC)
+
         # Offset of [quantity 0, n, tile, k, c], and the distance between quantities.
         partial = (n * tiles + tile) * K * C + at
         quantity = samples.to(tl.int64) * tiles * K * C
         if MODE == MOMENTS:
-            count = tl.minimum(H * W - tile * BLOCK_P, BLOCK_P).to(ACC)
-            mean = tl.sum(z, 0) / count  # z is 0 where not valid
-            deviation = tl.where(valid[:, None], z - mean[None, :], 0.0)
+            count = tl.sum(counted.to(ACC), 0)
+            mean = tl.sum(tl.where(counted[:, None], z, 0.0), 0) / tl.maximum(count, 1.0)
+            deviation = tl.where(counted[:, None], z - mean[None, :], 0.0)
+            squares = tl.sum(deviation * deviation, 0)
+            if HELD:
+                # Chan's combination with the zeros outside.
+                both = tl.maximum(count + outside, 1.0)
+                squares += mean * mean * (count * outside / both)
+                mean = mean * (count / both)
+                count += outside
             tl.store(result + partial, mean, c_mask)
-            tl.store(result + quantity + partial, tl.sum(deviation * deviation, 0), c_mask)
-        elif (MODE == POOLED) or (MODE == AGGREGATE):
-            scale = _row(coefficient_0, at, c_mask, ACC)
-            shift = _row(coefficient_1, at, c_mask, ACC)
-            y = _act(scale * z + shift, cap, HAS_CAP)
-            if MODE == AGGREGATE:
-                out += _row(alpha, n * K * C + at, c_mask, ACC) * y
-            else:
-                tl.store(result + partial, tl.sum(tl.where(valid[:, None], y, 0.0), 0), c_mask)
+            tl.store(result + quantity + partial, squares, c_mask)
+            tl.store(result + 2 * quantity + partial, tl.zeros((BLOCK_C,), ACC) + count, c_mask)
+        elif MODE == AGGREGATE:
+            out += alpha_k * _act(a * z + b, cap, HAS_CAP)
+        elif MODE == POOLED:
+            total = tl.sum(tl.where(counted[:, None], _act(a * z + b, cap, HAS_CAP), 0.0), 0)
+            if HELD:
+                total += outside * tl.sum(_act(b, cap, HAS_CAP), 0)
+            tl.store(result + partial, total, c_mask)
+        elif MODE == DZ:
+            dz = _dz(z, g, a, b, gamma_k, beta_k, cap, alpha_k, bias_k, delta_k, epsilon_k, HAS_CAP)
+            targets = result + (n * K + k) * H * W * C + p[:, None] * C + c[None, :]
+            tl.store(targets, dz.to(result.dtype.element_ty), counted[:, None] & c_mask[None, :])
         else:
-            r = _row(coefficient_0, at, c_mask, ACC)
-            t = _row(coefficient_1, at, c_mask, ACC)
-            gamma_k = _row(gamma, at, c_mask, ACC)
-            beta_k = _row(beta, at, c_mask, ACC)
-            if MODE == DZ:
-                dz = _dz(
-                    z, g, r, t, gamma_k, beta_k, cap,
-                    _row(alpha, n * K * C + at, c_mask, ACC), _row(bias, n * K * C + at, c_mask, ACC),
-                    _row(delta, at, c_mask, ACC), _row(epsilon, at, c_mask, ACC), HAS_CAP,
-                )  # fmt: skip
-                targets = result + (n * K + k) * H * W * C + p[:, None] * C + c[None, :]
-                tl.store(targets, dz.to(result.dtype.element_ty), valid[:, None] & c_mask[None, :])
-            else:
-                xhat = r * z + t
-                pre = gamma_k * xhat + beta_k
-                if MODE == POOL:
-                    of_one = tl.where(valid[:, None], tl.full((BLOCK_P, BLOCK_C), 1.0, ACC), 0.0)
-                else:
-                    of_one = g  # 0 where not valid
-                active = _is_active(pre, cap, HAS_CAP) & valid[:, None]
-                tl.store(result + partial, tl.sum(tl.where(active, of_one, 0.0), 0), c_mask)
-                tl.store(result + quantity + partial, tl.sum(tl.where(active, of_one * xhat, 0.0), 0), c_mask)
-                if HAS_CAP:
-                    capped = tl.sum(tl.where(pre >= cap, of_one, 0.0), 0)
-                    tl.store(result + 2 * quantity + partial, capped, c_mask)
+            of_one = tl.full((BLOCK_P, BLOCK_C), 1.0, ACC) if MODE == POOL else g
+            xhat = a * z + b
+            pre = gamma_k * xhat + beta_k
+            active = _is_active(pre, cap, HAS_CAP) & counted[:, None]
+            total = tl.sum(tl.where(active, of_one, 0.0), 0)
+            total_xhat = tl.sum(tl.where(active, of_one * xhat, 0.0), 0)
+            if HELD:
+                pre_outside = gamma_k * b + beta_k
+                active_outside = _is_active(pre_outside, cap, HAS_CAP)
+                total += outside * tl.sum(tl.where(active_outside, 1.0, 0.0), 0)
+                total_xhat += outside * tl.sum(tl.where(active_outside, b, 0.0), 0)
+            tl.store(result + partial, total, c_mask)
+            tl.store(result + quantity + partial, total_xhat, c_mask)
+            if HAS_CAP:
+                capped = tl.sum(tl.where((pre >= cap) & counted[:, None], of_one, 0.0), 0)
+                if HELD:
+                    capped += outside * tl.sum(tl.where(pre_outside >= cap, 1.0, 0.0), 0)
+                tl.store(result + 2 * quantity + partial, capped, c_mask)
 
     if MODE == AGGREGATE:
         targets = result + n * o_n + (i * o_h + j * o_w)[:, None] + c[None, :] * o_c
-        tl.store(targets, out.to(result.dtype.element_ty), valid[:, None] & c_mask[None, :])
+        tl.store(targets, out.to(result.dtype.element_ty), counted[:, None] & c_mask[None, :])
 
 
 @triton.jit(do_not_specialize=["HIN", "WIN", "H", "W", "tiles", "blocks"])
@@ -298,7 +348,7 @@ def depthwise_gradients(
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """dx, and dw's partial sums dw[sample, tile, k, c], from one look at x.
+    """dx, and dw's partial sums dw[sample, tile, k, c], from one look at x. r is times the weight.
 
     A program owns input pixels (a + SH·i, b + SW·j) of one residue class (a, b): all of them are read by the same taps,
     and by each tap from one output pixel, where z_k = w_k · x[this pixel]. `tiles` counts the tiles of all classes.
@@ -332,7 +382,7 @@ def depthwise_gradients(
         reached = (up % SH == 0) & (left % SW == 0)
         out_i = i + up // SH
         out_j = j + left // SW
-        seen_by = valid & reached & (out_i >= 0) & (out_i < H) & (out_j >= 0) & (out_j < W)
+        seen_by = valid & (out_i >= 0) & (out_i < H) & (out_j >= 0) & (out_j < W)
         for m in range(MULTIPLIER):
             c = ci * MULTIPLIER + m
             at = k * C + c
@@ -342,7 +392,7 @@ def depthwise_gradients(
                 g = tl.load(targets, seen_by[:, None] & ci_mask[None, :], other=0.0).to(ACC)
                 weight = _row(w, at, ci_mask, ACC)
                 dz = _dz(
-                    weight * seen, g, _row(r, at, ci_mask, ACC), _row(t, at, ci_mask, ACC),
+                    seen, g, _row(r, at, ci_mask, ACC), _row(t, at, ci_mask, ACC),
                     _row(gamma, at, ci_mask, ACC), _row(beta, at, ci_mask, ACC), cap,
                     _row(alpha, n * K * C + at, ci_mask, ACC), _row(bias, n * K * C + at, ci_mask, ACC),
                     _row(delta, at, ci_mask, ACC), _row(epsilon, at, ci_mask, ACC), HAS_CAP,
@@ -455,12 +505,15 @@ def input_gradient(
                 if RECOMPUTE:
                     g = _tile(dout, out_i * g_h + out_j * g_w, seen_by, c * g_c, c_mask, CO % BLOCK_C == 0).to(ACC)
                     z = tl.dot(seen, tl.trans(weight), out_dtype=ACC, input_precision=PRECISION)
-                    dz = _dz(
-                        z, g, _row(r, at, c_mask, ACC), _row(t, at, c_mask, ACC),
-                        _row(gamma, at, c_mask, ACC), _row(beta, at, c_mask, ACC), cap,
-                        _row(alpha, n * K * C + at, c_mask, ACC), _row(bias, n * K * C + at, c_mask, ACC),
-                        _row(delta, at, c_mask, ACC), _row(epsilon, at, c_mask, ACC), HAS_CAP,
-                    )  # fmt: skip
+                    r_k = _row(r, at, c_mask, ACC)
+                    t_k = _row(t, at, c_mask, ACC)
+                    gamma_k = _row(gamma, at, c_mask, ACC)
+                    beta_k = _row(beta, at, c_mask, ACC)
+                    alpha_k = _row(alpha, n * K * C + at, c_mask, ACC)
+                    bias_k = _row(bias, n * K * C + at, c_mask, ACC)
+                    delta_k = _row(delta, at, c_mask, ACC)
+                    epsilon_k = _row(epsilon, at, c_mask, ACC)
+                    dz = _dz(z, g, r_k, t_k, gamma_k, beta_k, cap, alpha_k, bias_k, delta_k, epsilon_k, HAS_CAP)
                     dz = tl.where(seen_by[:, None], dz, 0.0).to(w.dtype.element_ty)
                 else:
                     maps = dz_maps + (n * K + k) * H * W * C
