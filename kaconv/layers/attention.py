@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kaconv.layers.sync import SYNCHRONISED
+
 
 class AttentionGeneratorL(nn.Module):
     """AG-L: all positions are squeezed into one hidden vector, from which each position's logits are read.
@@ -63,7 +65,7 @@ ATTENTION_GENERATORS = {"L": AttentionGeneratorL, "H": AttentionGeneratorH}
 
 def _check_values_per_channel(norm: nn.Module, x: Tensor, name: str) -> None:
     # A synchronised batch norm sees the other processes' samples, too.
-    if norm.training and x.shape[0] == 1 and not isinstance(norm, nn.SyncBatchNorm):
+    if norm.training and x.shape[0] == 1 and not isinstance(norm, SYNCHRONISED):
         raise ValueError(
             f"{name} normalises over the batch, so training needs at least 2 samples in a batch; got 1. "
             "Drop the last incomplete batch, or call eval() on the model."

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from kaconv.layers.sync import SYNCHRONISED
 from kaconv.ops import cpu_taps, eager, fused, reference
 from kaconv.ops.geometry import Geometry, Pair
 
@@ -83,7 +84,7 @@ def _fused_taps(
     x: Tensor, weight: Tensor, norm: object, act: object, geometry: Geometry
 ) -> tuple[type[fused.Taps] | None, str | None]:
     """The passes for this device, or why there are none for this layer."""
-    if type(norm) is not nn.BatchNorm2d:
+    if type(norm) not in (nn.BatchNorm2d, *SYNCHRONISED):
         return None, f"it wants nn.BatchNorm2d as norm, not {type(norm).__name__}"
     if type(act) not in (nn.ReLU, nn.ReLU6):
         return None, f"it wants nn.ReLU or nn.ReLU6 as activation, not {type(act).__name__}"

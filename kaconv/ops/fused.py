@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.autograd.function import FunctionCtx
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from kaconv.layers.sync import SYNCHRONISED, has_other_processes
 from kaconv.ops.geometry import Geometry
 
 
@@ -70,7 +72,7 @@ class Taps(Protocol):
 def kaconv2d(
     x: Tensor,
     weight: Tensor,
-    norm: nn.BatchNorm2d,
+    norm: _BatchNorm,
     act: nn.ReLU | nn.ReLU6,
     attention_generator: nn.Module,
     geometry: Geometry,
@@ -83,12 +85,12 @@ def kaconv2d(
     beta = norm.bias.to(dtype).view(shape) if norm.affine else torch.zeros(shape, dtype=dtype, device=x.device)
     call = _Call(taps_type, geometry, math.inf if isinstance(act, nn.ReLU) else 6.0)
 
-    call.from_batch = norm.training or norm.running_mean is None
     with torch.no_grad():
-        if call.from_batch:
+        if norm.training or norm.running_mean is None:
             call.taps = taps_type(x, weight, geometry)
-            mean, var = call.taps.moments()
-            _update_running_statistics(norm, mean, var, _values(x, geometry))
+            call.group = _process_group(norm)
+            mean, var, call.values = _over_processes(*call.taps.moments(), _pixels(x, geometry) * len(x), call.group)
+            _update_running_statistics(norm, mean, var, call.values)
         else:
             mean, var = norm.running_mean.to(dtype).view(shape), norm.running_var.to(dtype).view(shape)
         r = (var + norm.eps).rsqrt()
@@ -124,13 +126,35 @@ def _takes_samples_apart(attention_generator: nn.Module) -> bool:
     return not any(module._forward_hooks or module._forward_pre_hooks for module in attention_generator.modules())
 
 
-def _values(x: Tensor, geometry: Geometry) -> int:
-    """m, how many values of a map batch norm sees."""
+def _pixels(x: Tensor, geometry: Geometry) -> int:
     height, width = geometry.output_size(*x.shape[2:])
-    return len(x) * height * width
+    return height * width
 
 
-def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, values: int) -> None:
+def _process_group(norm: _BatchNorm) -> distributed.ProcessGroup | None:
+    """The processes that a synchronised batch norm shares its statistics with, where there are others."""
+    if not (isinstance(norm, SYNCHRONISED) and norm.training and has_other_processes()):
+        return None
+    return getattr(norm, "process_group", None) or distributed.group.WORLD
+
+
+def _over_processes(
+    mean: Tensor, var: Tensor, values: int, group: distributed.ProcessGroup | None
+) -> tuple[Tensor, Tensor, int]:
+    """Mean, variance and number of values of all processes together, from those of this one."""
+    if group is None:
+        return mean, var, values
+    mine = torch.stack([mean, var, torch.full_like(mean, values)])
+    everyones = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]
+    distributed.all_gather(everyones, mine, group)
+    means, variances, counts = torch.stack(everyones).unbind(dim=1)
+    total = counts.sum(dim=0)
+    mean = (means * counts).sum(dim=0) / total
+    var = ((variances + (means - mean).square()) * counts).sum(dim=0) / total
+    return mean, var, int(total[0, 0])
+
+
+def _update_running_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, values: int) -> None:
     if not (norm.training and norm.track_running_stats):
         return
     norm.num_batches_tracked.add_(1)
@@ -148,7 +172,8 @@ class _Call:
     taps_type: type[Taps]
     geometry: Geometry
     cap: float
-    from_batch: bool = False  # whether the statistics are the batch's own
+    values: int = 0  # m, from how many values of a map the statistics are; 0 for moving statistics
+    group: distributed.ProcessGroup | None = None  # the processes that these values are spread over
     taps: Taps | None = None  # handed from pass to pass, so that maps which it may hold are made once
     pending: tuple[Any, ...] = ()  # what the backward of `_Aggregate` leaves for that of `_Pool`
 
@@ -156,6 +181,15 @@ class _Call:
         """The sum of act(gamma·xhat + beta), or of its product with what the three sums were weighed by."""
         total = gamma * active_xhat + beta * active
         return total if math.isinf(self.cap) else total + self.cap * capped
+
+    def mean(self, total: Tensor) -> Tensor:
+        """Over the values that the statistics are from, given this process's sum of what each one's gradient is."""
+        if not self.values:
+            return torch.zeros_like(total)
+        if self.group is not None:
+            total = total.clone()
+            distributed.all_reduce(total, group=self.group)
+        return total / self.values
 
 
 class _Pool(torch.autograd.Function):
@@ -172,8 +206,8 @@ class _Pool(torch.autograd.Function):
         active, active_xhat, capped = call.taps.pool(r, t, gamma, beta, call.cap)
         ctx.call = call
         ctx.save_for_backward(x, gamma, beta, r, t, active, active_xhat)
-        height, width = call.geometry.output_size(*x.shape[2:])
-        return call.act_sum(gamma, beta, active, active_xhat, capped) / (height * width), gamma.new_zeros(())
+        q = call.act_sum(gamma, beta, active, active_xhat, capped) / _pixels(x, call.geometry)
+        return q, gamma.new_zeros(())
 
     @staticmethod
     def backward(ctx: FunctionCtx, dq: Tensor, dlink: Tensor) -> tuple[Tensor | None, ...]:
@@ -182,15 +216,14 @@ class _Pool(torch.autograd.Function):
         x, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
         taps, dout, attention, d_active, d_active_xhat = call.pending
         call.pending = ()
-        values = _values(x, call.geometry)
-        dq = dq * (len(x) / values)
+        dq = dq / _pixels(x, call.geometry)
         dbeta = (attention * d_active + dq * active).sum(dim=0)
         dgamma = (attention * d_active_xhat + dq * active_xhat).sum(dim=0)
         slope = gamma * r
         # Moving statistics are constants: nothing flows back through them.
-        share = slope / values if call.from_batch else torch.zeros_like(slope)
+        delta, epsilon = slope * call.mean(dbeta), slope * call.mean(dgamma)
         norm = (r, t, gamma, beta, call.cap)
-        dx, dweight = taps.gradients(*norm, dout, slope * attention, slope * dq, share * dbeta, share * dgamma)
+        dx, dweight = taps.gradients(*norm, dout, slope * attention, slope * dq, delta, epsilon)
         return dx, dweight, dgamma, dbeta, None, None, None
 
 

@@ -1,0 +1,87 @@
+"""Batch norm statistics over all processes of a training, on a CPU, too, where PyTorch's own form takes none."""
+
+from typing import Any
+
+from torch import Tensor, distributed, nn
+from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class CPUSyncBatchNorm(_BatchNorm):
+    """As `torch.nn.SyncBatchNorm`, in operators that every device has."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"batch norm expects an input (N, C, ...), got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and has_other_processes()):
+            return super().forward(input)
+        axes = [0, *range(2, input.ndim)]
+        # Two rounds: the variance round the common mean loses no digits, where a mean of squares would.
+        count = input.new_tensor([input.numel() / input.shape[1]])
+        distributed.all_reduce(count)
+        mean = _SumOfProcesses.apply(input.sum(axes)) / count
+        centred = input - _along_channels(mean, input)
+        var = _SumOfProcesses.apply(centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            self._follow(mean.detach(), (var * count / (count - 1)).detach())
+        normalised = centred * _along_channels((var + self.eps).rsqrt(), input)
+        if self.affine:
+            normalised = normalised * _along_channels(self.weight, input) + _along_channels(self.bias, input)
+        return normalised
+
+    def _follow(self, mean: Tensor, unbiased: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+        self.running_mean.data.lerp_(mean, momentum)
+        self.running_var.data.lerp_(unbiased, momentum)
+
+
+SYNCHRONISED = (nn.SyncBatchNorm, CPUSyncBatchNorm)
+
+
+def synchronise_batch_norm(model: nn.Module) -> nn.Module:
+    """The model, with the statistics of its batch norms taken over all processes. Its state keeps its keys."""
+    if next(model.parameters()).device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, _BatchNorm):
+                setattr(parent, name, _for_cpu(module))
+    return model
+
+
+def has_other_processes() -> bool:
+    """Whether this is one of several processes that train together."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+class _SumOfProcesses(Function):
+    """The sum of every process's tensor, in each of them; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def _for_cpu(norm: _BatchNorm) -> CPUSyncBatchNorm:
+    other = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    other.train(norm.training)
+    for name in (*norm._parameters, *norm._buffers):
+        setattr(other, name, getattr(norm, name))
+    return other
+
+
+def _along_channels(values: Tensor, input: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (input.ndim - 2))
