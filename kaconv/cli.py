@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 EXAMPLES = """\
 examples:
@@ -17,6 +17,7 @@ examples:
   kaconv list 'ka_*'
   kaconv train --model ka_resnet29_cifar_l --data digits --epochs 5 --out runs/first
   kaconv evaluate --checkpoint runs/first/best.safetensors --data digits
+  kaconv bench --models ka_mobilenetv2_100_l --image-size 96
 
 `kaconv COMMAND --help` says more about each command.
 """
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_parser in (add_table_parser, add_list_parser, add_train_parser, add_evaluate_parser):
+    for add_parser in (add_table_parser, add_list_parser, add_train_parser, add_evaluate_parser, add_bench_parser):
         add_parser(subparsers)
     return parser
 
@@ -213,7 +214,7 @@ def add_evaluate_parser(subparsers: argparse._SubParsersAction) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Evaluate, print the errors, write the result."""
     if args.out is not None:
-        check_result_path(Path(args.out))
+        check_result_path(Path(args.out), "evaluate", {"top1_error", "provenance"})
     from accelerate import PartialState
 
     from kaconv.files import write_json
@@ -230,8 +231,54 @@ def run_evaluate(args: argparse.Namespace) -> None:
         write_json(args.out, result)
 
 
-def check_result_path(path: Path) -> None:
-    """ValueError if a result cannot be written there, or would replace a file that is not one."""
+BENCH_EXAMPLES = """\
+examples:
+  kaconv bench
+  kaconv bench --models ka_mobilenetv2_100_l --variants eager fused --image-size 96
+  kaconv bench --device cuda --dtype bfloat16 --channels-last --out benchmarks/results/gpu.json
+
+The plain twin of each model is always measured. Variants: the KAConv model with each backend (reference, eager, fused),
+and its peers SE, SK and CondConv, which need timm (pip install 'kaconv[bench]'). They take turns in every round. The
+times mean something only on a machine that does nothing else meanwhile; benchmarks/README.md says how to read them.
+"""
+
+
+def add_bench_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv bench`: what is not given is left to `run_benchmark`'s defaults."""
+    summary = "measure time and memory of KAConv models beside their plain twins and their peers"
+    parser = add_command(subparsers, "bench", run_bench, summary, BENCH_EXAMPLES)
+
+    def add(name: str, help: str, **kwargs: Any) -> None:
+        parser.add_argument(name, help=help, default=argparse.SUPPRESS, **kwargs)
+
+    add("--models", "KAConv models (default: the -l forms of ResNet50, ResNeXt50 and MobileNetV2)", nargs="+")
+    add("--variants", "what to measure beside the plain model (default: all)", nargs="+")
+    add("--device", "cpu or cuda (default: cuda where there is one)")
+    add("--dtype", "float32, or bfloat16: autocast (default: float32)")
+    add("--batch-size", "pictures at a time (default: 4 on the CPU, 256 on CUDA)", type=int, metavar="INT")
+    add("--image-size", "side of the pictures in pixels (default: 224)", type=int, metavar="INT")
+    add("--channels-last", "lay out maps and weights with the channels last", action="store_true")
+    add("--rounds", "how often each variant takes its turn (default: 7)", type=int, metavar="INT")
+    add("--threads", "torch's threads on the CPU (default: as many as it takes by itself)", type=int, metavar="INT")
+    parser.add_argument("--out", metavar="RESULT.json", help="write everything that was measured here, too")
+
+
+def run_bench(args: argparse.Namespace) -> None:
+    """Measure, print the tables, write the result."""
+    from kaconv.benchmark import RESULT_KEYS, format_benchmark, run_benchmark
+    from kaconv.files import write_json
+
+    if args.out is not None:
+        check_result_path(Path(args.out), "bench", RESULT_KEYS)
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "out")}
+    result = run_benchmark(**options, progress=True)
+    print(format_benchmark(result))
+    if args.out is not None:
+        write_json(args.out, result)
+
+
+def check_result_path(path: Path, command: str, keys: set[str]) -> None:
+    """ValueError if `command`'s result, a dict with `keys`, cannot be written there, or would replace another file."""
     import json
 
     from kaconv.training.config import file_in_the_way
@@ -248,5 +295,5 @@ def check_result_path(path: Path) -> None:
         there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         there = None
-    if not isinstance(there, dict) or not {"top1_error", "provenance"} <= there.keys():
-        raise ValueError(f"--out {path} exists and is not a result of kaconv evaluate; choose another name")
+    if not isinstance(there, dict) or not keys <= there.keys():
+        raise ValueError(f"--out {path} exists and is not a result of kaconv {command}; choose another name")

@@ -39,7 +39,12 @@ def complexity(model: nn.Module, image_size: int | tuple[int, int] = 224, channe
     x = like.new_empty(1, channels, height, width)
     counter = _PaperFlops(model)
     try:
-        with evaluating(model), torch.no_grad(), use_backend("reference"), FlopCounterMode(display=False) as flop_counter:
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            use_backend("reference"),
+            FlopCounterMode(display=False) as flop_counter,
+        ):
             model(x)
     finally:
         counter.remove()

@@ -20,6 +20,7 @@ from kaviz.plots.layer import (
     plot_photo_and_kernels,
     plot_position_maps,
 )
+from kaviz.plots.speed import plot_peak_memory, plot_time_ratios, speed_frame, style_speed
 from kaviz.plots.table import plot_added_cost, plot_error_against, plot_error_against_cost, style_table, table_frame
 from kaviz.plots.training import plot_cost_and_benefit, plot_learning_curves, plot_test_errors
 
@@ -43,10 +44,14 @@ __all__ = [
     "plot_kernel_maps",
     "plot_layer_maps",
     "plot_learning_curves",
+    "plot_peak_memory",
     "plot_perturbation_curves",
     "plot_photo_and_kernels",
     "plot_position_maps",
     "plot_test_errors",
+    "plot_time_ratios",
+    "speed_frame",
+    "style_speed",
     "style_table",
     "table_frame",
 ]
