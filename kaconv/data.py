@@ -6,7 +6,7 @@ import io
 import math
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,17 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from kaconv.wnids import IMAGENET_WNIDS
 
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer
 # What Pillow's decoders raise, depending on the format and on what is wrong with the file.
 BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = -1  # the label of what stands for an unreadable picture, see `tolerant`
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,52 @@ class TensorImages(Dataset):
         return self.transform(self.images[index]), self.labels[index]
 
 
+class UnreadablePicture(ValueError):
+    """A file of a data set that is gone, truncated, no picture, or larger than Pillow deems safe."""
+
+
+class _Tolerant(Dataset):
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        try:
+            return self.dataset[index]
+        except UnreadablePicture:
+            return _blank(_innermost(self.dataset, index)[0]), UNREADABLE
+
+
+def tolerant(dataset: Dataset) -> Dataset:
+    """The same data set, but a picture that cannot be read gives (zeros of the usual shape, `UNREADABLE`).
+
+    No error has to cross from a loading process, and the batch keeps its size. `describe_sample` names the picture.
+    """
+    return _Tolerant(dataset)
+
+
+def describe_sample(dataset: Dataset, index: int) -> str:
+    """The path of a picture, or "sample 17" where it has none."""
+    innermost, own_index = _innermost(dataset, index)
+    samples = getattr(innermost, "samples", None)
+    return f"sample {index}" if samples is None else str(samples[own_index][0])
+
+
+def _innermost(dataset: Dataset, index: int) -> tuple[Dataset, int]:
+    """What a `Subset` or another wrapper is made of, and the sample's index there."""
+    while hasattr(dataset, "dataset"):
+        index = dataset.indices[index] if hasattr(dataset, "indices") else index
+        dataset = dataset.dataset
+    return dataset, index
+
+
+def _blank(dataset: Dataset) -> Tensor:
+    with torch.random.fork_rng(devices=[]):  # the random crop must not shift those of the pictures after it
+        return torch.zeros_like(dataset.transform(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+
+
 def load_data(
     spec: str,
     root: str | Path = "data/cache",
@@ -246,7 +297,7 @@ def _cifar10(root: Path, preprocessing: Preprocessing) -> Splits:
 
 
 def _imagenette(root: Path, preprocessing: Preprocessing) -> Splits:
-    train, test = _found_or_downloaded(
+    train, _ = _found_or_downloaded(
         lambda download: [
             datasets.Imagenette(root, split, size="320px", download=download) for split in ("train", "val")
         ],
@@ -254,8 +305,9 @@ def _imagenette(root: Path, preprocessing: Preprocessing) -> Splits:
         root / "imagenette2-320",
         f"put imagenette2-320.tgz into {root.resolve()}, or unpack it there",
     )
-    train.transform, test.transform = preprocessing.train_transform(), preprocessing.eval_transform()
-    return train, test, [names[0] for names in train.classes]
+    classes = [names[0] for names in train.classes]
+    where = root / "imagenette2-320"
+    return _train_folder(where / "train", preprocessing), _test_folder(where / "val", preprocessing), classes
 
 
 def _found_or_downloaded(load: Callable[[bool], list], name: str, where: Path, advice: str) -> list:
@@ -278,10 +330,10 @@ def _found_or_downloaded(load: Callable[[bool], list], name: str, where: Path, a
 
 def _folder(path: Path, preprocessing: Preprocessing) -> Splits:
     train_folder, test_folder = _split_folders(path)
-    test = _image_folder(test_folder, preprocessing.eval_transform())
+    test = _test_folder(test_folder, preprocessing)
     if train_folder is None:
         return None, test, test.classes
-    train = _image_folder(train_folder, preprocessing.train_transform())
+    train = _train_folder(train_folder, preprocessing)
     if train.classes != test.classes:
         different = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(
@@ -293,10 +345,12 @@ def _folder(path: Path, preprocessing: Preprocessing) -> Splits:
 
 def _imagenet(path: Path, preprocessing: Preprocessing) -> Splits:
     train, test, wnids = _folder(path, preprocessing)
-    if len(wnids) != len(_IMAGENET_CATEGORIES):
+    missing, unknown = sorted(IMAGENET_WNIDS - set(wnids)), sorted(set(wnids) - IMAGENET_WNIDS)
+    if missing or unknown:
         raise ValueError(
-            f"imagenet: {path.resolve()} must hold {len(_IMAGENET_CATEGORIES)} class folders (n01440764, ...) "
-            f"in each split, found {len(wnids)}: {_some(wnids)}; use folder:{path} for pictures of other classes"
+            f"imagenet: {path.resolve()} must hold the {len(IMAGENET_WNIDS)} class folders of ImageNet-1K "
+            f"(n01440764, ...) in each split; missing: {_some(missing)}; not ImageNet-1K's: {_some(unknown)}; "
+            f"use folder:{path} for pictures of other classes"
         )
     return train, test, list(_IMAGENET_CATEGORIES)  # sorted wnids are the usual order of the classes
 
@@ -311,18 +365,43 @@ def _split_folders(path: Path) -> tuple[Path | None, Path]:
     return (path / "train" if (path / "train").is_dir() else None), test
 
 
-def _image_folder(path: Path, transform: Callable) -> datasets.ImageFolder:
+def _train_folder(path: Path, preprocessing: Preprocessing) -> datasets.ImageFolder:
+    return _image_folder(path, preprocessing.train_transform(), _load_tensor)
+
+
+def _test_folder(path: Path, preprocessing: Preprocessing) -> datasets.ImageFolder:
+    # Pillow resizes, as it did for the published figures: torch's result may be another by 2 of the 255 levels.
+    return _image_folder(path, preprocessing.eval_transform(), _load_rgb)
+
+
+def _image_folder(path: Path, transform: Callable, loader: Callable) -> datasets.ImageFolder:
     try:
-        return datasets.ImageFolder(path, transform, loader=_load_rgb)
+        return datasets.ImageFolder(path, transform, loader=loader)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path.resolve()} must hold one folder of pictures per class: {error}") from None
 
 
 def _load_rgb(path: str) -> Image.Image:
-    try:
+    with _naming(path):
         return datasets.folder.default_loader(path)
+
+
+def _load_tensor(path: str) -> Tensor:
+    """As `_load_rgb`, but a uint8 tensor (3, H, W), which torch crops and resizes in half of the time."""
+    with _naming(path), Image.open(path) as header:  # decodes nothing yet, but refuses what is no picture or too large
+        is_jpeg = header.format == "JPEG" and header.mode in ("RGB", "L")
+    if is_jpeg:
+        with contextlib.suppress(RuntimeError):  # if it is damaged, Pillow says how
+            return decode_jpeg(read_file(path), ImageReadMode.RGB)  # the very pixels that Pillow gives
+    return pil_to_tensor(_load_rgb(path))
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
     except BROKEN_PICTURE as error:
-        raise ValueError(f"cannot read the picture {path}: {error}") from None
+        raise UnreadablePicture(f"cannot read the picture {path}: {error}") from None
 
 
 def _fake(root: Path, preprocessing: Preprocessing) -> Splits:

@@ -1,7 +1,9 @@
 import json
 import math
+import os
 import re
 import shutil
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.multiprocessing import spawn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
@@ -19,6 +22,8 @@ import kaconv.training.trainer as trainer
 from kaconv.data import load_data
 from kaconv.models import create_model
 from kaconv.training import Run, TrainConfig, evaluate, evaluate_checkpoint, fit
+from kaconv.training.launch import launch
+from kaconv.training.recipes import load_recipe
 from kaconv.training.run import find_finished_run
 from kaconv.training.trainer import smoothed_cross_entropy
 
@@ -306,8 +311,17 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         ({"lr": math.nan}, "lr must be"),
         ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\)"),
         ({"weight_decay": -1}, "weight_decay must be"),
-        ({"schedule": "linear"}, "schedule must be one of cosine, step, got 'linear'"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, step, exponential, got 'linear'"),
         ({"warmup_epochs": 2}, "warmup_epochs must be less than epochs"),
+        ({"accumulation": 0}, "accumulation must be"),
+        ({"accumulation": 3}, r"batch_size must be a multiple of processes x accumulation \(1 x 3\).*got 32"),
+        ({"accumulation": 32}, "with 2 pictures for each part"),
+        ({"lr_batch_size": 0}, "lr_batch_size must be a whole number >= 1 or None, got 0"),
+        ({"nesterov": "yes"}, "nesterov must be true or false, got 'yes'"),
+        ({"ema_decay": 1.0}, r"ema_decay must be a number in \[0, 1\), got 1.0"),
+        ({"save_minutes": -1.0}, "save_minutes must be a number >= 0, got -1.0"),
+        ({"prefetch": 0}, "prefetch must be"),
+        ({"max_broken": -1}, "max_broken must be"),
         ({"label_smoothing": 0.5}, "label_smoothing must be"),
         ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
         ({"seed": 2**32}, "seed must be"),
@@ -351,8 +365,103 @@ def test_lr_schedules(tmp_path):
     step = config_for(tmp_path, epochs=100, schedule="step")
     factors = [step.lr_factor(epoch) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    exponential = config_for(tmp_path, epochs=100, schedule="exponential")
+    assert [exponential.lr_factor(epoch) for epoch in (0, 1, 99)] == pytest.approx([1, 0.92, 0.92**99])
     warm = config_for(tmp_path, epochs=6, warmup_epochs=3)
     assert [warm.lr_factor(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.4, 0.7, 1.0])
+
+
+def test_the_learning_rate_follows_the_batch_size(tmp_path):
+    config = config_for(tmp_path / "a", epochs=1, lr=0.1, lr_batch_size=256, batch_size=64)
+    assert config.peak_lr == pytest.approx(0.025)
+    assert fit(config, progress=False).history[0]["lr"] == pytest.approx(0.025)
+
+
+def test_accumulation_gives_the_same_steps_where_no_statistics_are_taken(tmp_path, monkeypatch):
+    """Without batch norm's statistics of a part, parts of a step add up to the step."""
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * self.weight[:, None, None] / 10)
+    runs = [fit(config_for(tmp_path / str(parts), accumulation=parts, lr=0.01), progress=False) for parts in (1, 4)]
+    for name in ("train_loss", "test_loss"):
+        one, four = ([epoch[name] for epoch in run.history] for run in runs)
+        assert four == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "ka_resnet101_h", "ka_resnext50_32x4d_l", "ka_mobilenetv2_050_h"])
+def test_recipes_are_the_paper_s(name, tmp_path):
+    config = TrainConfig(**load_recipe(name), data="imagenet:somewhere", out=str(tmp_path))
+    config.validate()
+    mobile = "mobilenet" in name
+    assert (config.model, config.epochs, config.label_smoothing, config.momentum) == (name, 100, 0.1, 0.9)
+    assert (config.batch_size, config.peak_lr) == ((320, 0.045) if mobile else (256, 0.1))
+    assert config.weight_decay == (4e-5 if mobile else 1e-4)
+    assert not config.nesterov
+    factors = [0.92**epoch for epoch in (0, 30, 99)] if mobile else [1, 0.1, 1e-3]
+    assert [config.lr_factor(epoch) for epoch in (0, 30, 99)] == pytest.approx(factors)
+
+
+def test_recipes_of_one_s_own(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: resnet11_cifar\nepochs: 3\n")
+    assert load_recipe(str(mine)) == {"model": "resnet11_cifar", "epochs": 3}
+    with pytest.raises(FileNotFoundError, match=r"no recipe .*other\.yaml"):
+        load_recipe(str(tmp_path / "other.yaml"))
+    mine.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="fields as `name: value`"):
+        load_recipe(str(mine))
+    with pytest.raises(ValueError, match="no recipe for 'resnet11_cifar'; choose from resnet50, ka_resnet50_l"):
+        load_recipe("resnet11_cifar")
+
+
+def train_as_one_of_two(rank, config, port):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port)
+    fit(config, progress=False)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """The same loss curve, within rounding; so does one process that takes its steps in two parts, where each part has
+    its own statistics."""
+    together = config_for(tmp_path / "two", model="ka_resnet11_cifar_l", sync_batch_norm=True, lr=0.01)
+    apart = replace(together, out=str(tmp_path / "apart"), sync_batch_norm=False)
+    for config in (together, apart):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        spawn(train_as_one_of_two, (config, port), nprocs=2)
+    for two, one in (
+        (together, replace(together, out=str(tmp_path / "one"), sync_batch_norm=False)),
+        (apart, replace(apart, out=str(tmp_path / "parts"), accumulation=2)),
+    ):
+        expected, actual = fit(one, progress=False).history, Run.load(two.out).history
+        names = ("train_loss", "train_error") if two is apart else ("train_loss", "train_error", "test_loss")
+        for name in names:  # with statistics of their own, the moving ones differ: the first process's are kept
+            assert [epoch[name] for epoch in actual] == pytest.approx([epoch[name] for epoch in expected], rel=2e-3)
+
+
+def test_launch_says_what_the_processes_said(tmp_path):
+    with pytest.raises(ValueError, match="processes must be a whole number >= 1, got 0"):
+        launch(config_for(tmp_path / "a"), 0)
+    with pytest.raises(RuntimeError, match=r"kaconv: error: looked for val/ or test/"):
+        launch(config_for(tmp_path / "a", data=f"folder:{tmp_path}"), 1)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_launch_trains_and_reports(tmp_path, run, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    epochs = []
+    launched = launch(config_for(tmp_path / "a"), 1, on_epoch=lambda run: epochs.append(len(run.history)))
+    assert epochs == [1, 2]
+    assert launched.finished
+    assert "epoch 2/2" in capsys.readouterr().out
+    assert launched.history[-1]["train_loss"] == pytest.approx(run.history[-1]["train_loss"], rel=1e-4)
+
+
+def test_epochs_are_reported_as_they_end(tmp_path):
+    seen = []
+    fit(config_for(tmp_path / "a"), progress=False, on_epoch=lambda run: seen.append(len(run.history)))
+    assert seen == [1, 2]
 
 
 def test_label_smoothing_is_the_authors():

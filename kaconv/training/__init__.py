@@ -7,6 +7,8 @@ from kaconv.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from kaconv.training.evaluation import Evaluation, evaluate, evaluate_checkpoint
+    from kaconv.training.launch import launch
+    from kaconv.training.recipes import load_recipe
     from kaconv.training.run import Run
     from kaconv.training.study import compare, learning_curves, study_config, summarise, train_study
     from kaconv.training.trainer import fit
@@ -19,7 +21,9 @@ __all__ = [
     "evaluate",
     "evaluate_checkpoint",
     "fit",
+    "launch",
     "learning_curves",
+    "load_recipe",
     "study_config",
     "summarise",
     "train_study",
@@ -30,6 +34,8 @@ _MODULES = {
     "evaluate": "evaluation",
     "evaluate_checkpoint": "evaluation",
     "Run": "run",
+    "launch": "launch",
+    "load_recipe": "recipes",
     "compare": "study",
     "learning_curves": "study",
     "study_config": "study",

@@ -11,7 +11,9 @@ from pathlib import Path
 WARMUP_START = 0.1  # share of the learning rate in the first epoch of a warm-up
 STEP_MILESTONES = (0.3, 0.6, 0.9)  # shares of the epochs: 30, 60 and 90 of the paper's 100
 STEP_FACTOR = 0.1
-WHERE_ONLY = ("out", "data_root")  # fields that say where things lie, not what is trained
+EXPONENTIAL_FACTOR = 0.92  # of each epoch, as the paper trains MobileNetV2
+# Fields that say where things lie and how the work is done, not what is trained.
+WHERE_ONLY = ("out", "data_root", "workers", "prefetch", "accumulation", "save_minutes", "max_broken")
 
 
 def _option(default: object, help: str) -> object:
@@ -31,17 +33,29 @@ class TrainConfig:
     out: str = _required("the run's folder: new, empty, or that of the same run")
     epochs: int = _option(10, "passes over the training pictures")
     batch_size: int = _option(32, "pictures per step, over all processes together")
-    lr: float = _option(0.05, "peak learning rate of SGD with Nesterov momentum")
+    accumulation: int = _option(1, "parts in which each process takes its share of a step, to save memory")
+    lr: float = _option(0.05, "peak learning rate of SGD")
+    lr_batch_size: int | None = _option(None, "the batch size that lr is meant for: it is scaled to batch_size")
     momentum: float = _option(0.9, "momentum of SGD")
+    nesterov: bool = _option(True, "Nesterov's momentum, or the plain one")
     weight_decay: float = _option(5e-4, "weight decay, on all parameters")
-    schedule: str = _option("cosine", "cosine, to zero; or step, a tenth after 30, 60 and 90 percent of the epochs")
+    schedule: str = _option(
+        "cosine",
+        "cosine, to zero; step, a tenth after 30, 60 and 90 percent of the epochs; exponential, 0.92 of it each epoch",
+    )
     warmup_epochs: int = _option(0, "epochs over which the learning rate first rises")
     label_smoothing: float = _option(0.0, "probability to spread evenly over the wrong classes")
+    ema_decay: float = _option(0.0, "test and keep a moving average of the weights with this decay a step; 0: none")
+    sync_batch_norm: bool = _option(False, "take the statistics of batch norm over all processes, not over each")
     seed: int = _option(0, "seed of the initial weights, the order of the pictures and the augmentation")
     data_root: str = _option("data/cache", "where downloaded data sets lie or go")
     image_size: int | None = _option(None, "side of the model's input in pixels, if not the data's usual one")
     workers: int = _option(0, "processes that load pictures; a few are worth it for data read from folders")
+    prefetch: int = _option(2, "batches that each of these workers loads ahead")
+    max_broken: int = _option(10, "unreadable pictures to pass over before giving up, in an epoch and in a test")
     mixed_precision: str = _option("no", "no, bf16 or fp16")
+    channels_last: bool = _option(False, "keep maps with the channels last: quicker on most GPUs")
+    save_minutes: float = _option(10.0, "how often to save what is needed to go on after a crash; 0: after every step")
 
     def validate(self) -> None:
         """ValueError for the first field with a bad value, with what it may be."""
@@ -61,7 +75,12 @@ class TrainConfig:
         """What the learning rate is multiplied by in an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
             return WARMUP_START + (1 - WARMUP_START) * epoch / self.warmup_epochs
-        return SCHEDULES[self.schedule]((epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs))
+        return SCHEDULES[self.schedule](epoch - self.warmup_epochs, self.epochs - self.warmup_epochs)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate for this batch size."""
+        return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size
 
     def to_dict(self) -> dict:
         """YAML- and JSON-able."""
@@ -70,6 +89,17 @@ class TrainConfig:
     def identity(self) -> dict:
         """The fields that decide what is trained: two runs with equal ones are the same run."""
         return {name: value for name, value in self.to_dict().items() if name not in WHERE_ONLY}
+
+    def to_arguments(self) -> list[str]:
+        """The options of `kaconv train` that give this config."""
+        arguments = []
+        for name, value in self.to_dict().items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                arguments.append(f"--{'' if value else 'no-'}{option}")
+            elif value is not None:
+                arguments += [f"--{option}", str(value)]
+        return arguments
 
     @classmethod
     def from_dict(cls, values: dict) -> "TrainConfig":
@@ -83,10 +113,11 @@ class TrainConfig:
         return cls(**values)
 
 
-# Learning rate as a share of its peak, by the share of the epochs (after the warm-up) that has passed.
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda passed: (1 + math.cos(math.pi * passed)) / 2,
-    "step": lambda passed: STEP_FACTOR ** sum(passed >= milestone for milestone in STEP_MILESTONES),
+# Learning rate as a share of its peak, by how many epochs (after the warm-up) have passed, and of how many.
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "cosine": lambda passed, epochs: (1 + math.cos(math.pi * passed / epochs)) / 2,
+    "step": lambda passed, epochs: STEP_FACTOR ** sum(passed / epochs >= milestone for milestone in STEP_MILESTONES),
+    "exponential": lambda passed, epochs: EXPONENTIAL_FACTOR**passed,
 }
 
 
@@ -118,12 +149,22 @@ def _is_one_of(*allowed: str) -> Rule:
     return f"one of {', '.join(allowed)}", lambda value: value in allowed
 
 
+_TRUE_OR_FALSE: Rule = ("true or false", lambda value: isinstance(value, bool))
 MOST_PICTURES, MOST_WORKERS = 2**20, 1024  # far above what is of use; beyond them torch fails in obscure ways
 
 _RULES: dict[str, Rule] = {
     "out": ("a folder's path", lambda value: isinstance(value, str | Path) and str(value) != ""),
     "epochs": _whole(1),
     "batch_size": _whole(2, MOST_PICTURES),  # batch norm cannot train on one picture
+    "accumulation": _whole(1, MOST_PICTURES),
+    "lr_batch_size": ("a whole number >= 1 or None", lambda value: value is None or _whole(1)[1](value)),
+    "nesterov": _TRUE_OR_FALSE,
+    "ema_decay": ("a number in [0, 1)", _is_number(lambda value: 0 <= value < 1)),
+    "sync_batch_norm": _TRUE_OR_FALSE,
+    "prefetch": _whole(1, MOST_WORKERS),
+    "max_broken": _whole(0),
+    "channels_last": _TRUE_OR_FALSE,
+    "save_minutes": ("a number >= 0", _is_number(lambda value: 0 <= value < math.inf)),
     "lr": ("a number > 0", _is_number(lambda value: 0 < value < math.inf)),
     "momentum": ("a number in [0, 1)", _is_number(lambda value: 0 <= value < 1)),
     "weight_decay": ("a number >= 0", _is_number(lambda value: 0 <= value < math.inf)),

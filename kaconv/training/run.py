@@ -1,4 +1,7 @@
-"""A training's folder: config.yaml, metrics.jsonl, tensorboard/, last and best.safetensors, summary.json."""
+"""A training's folder: config.yaml, metrics.jsonl, tensorboard/, last and best.safetensors, summary.json.
+
+Until it has finished, there are also the states from which it can go on (`kaconv.training.state`).
+"""
 
 import json
 import shutil
@@ -12,6 +15,7 @@ import yaml
 from kaconv.checkpoints import Checkpoint, load_checkpoint
 from kaconv.files import write_text
 from kaconv.training.config import TrainConfig, file_in_the_way
+from kaconv.training.state import state_files
 
 CONFIG, METRICS, SUMMARY, TENSORBOARD = "config.yaml", "metrics.jsonl", "summary.json", "tensorboard"
 CHECKPOINTS = ("best", "last")
@@ -84,7 +88,8 @@ def find_finished_run(config: TrainConfig) -> Run | None:
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds files that are not a run's (no {CONFIG}); choose a new or empty folder")
     run = Run(folder, _read(folder / CONFIG, _parse_config))
-    if not any(path.exists() for path in (folder / SUMMARY, *map(run.checkpoint_path, CHECKPOINTS))):
+    kept = (folder / SUMMARY, *map(run.checkpoint_path, CHECKPOINTS), *state_files(folder))
+    if not any(path.exists() for path in kept):
         return None  # failed in its first epoch: nothing is lost if another config takes its place
     there, here = run.config.identity(), config.identity()
     different = [name for name in here if here[name] != there[name]]

@@ -1,7 +1,8 @@
 """A study: several models, each trained from several seeds, and what can be said of their differences."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import median
 
@@ -13,20 +14,26 @@ from kaconv.complexity import complexity
 from kaconv.data import load_data
 from kaconv.models import create_model
 from kaconv.training.config import WHERE_ONLY, TrainConfig
-from kaconv.training.run import Run
+from kaconv.training.launch import launch
+from kaconv.training.run import Run, find_finished_run
 from kaconv.training.trainer import fit
 
 CONFIDENCE = 0.95
 
 
 def study_config(model: str, seed: int, *, data: str = "digits", runs: str | Path = "runs", **options) -> TrainConfig:
-    """The config of one training of a study; its folder in `runs` is named by all that is given.
+    """The config of one training of a study; its folder in `runs` is named by all that is unusual.
 
     Args:
         options: further fields of `TrainConfig`.
     """
     # Another recipe is another folder: a study with other settings neither clashes with this one nor replaces it.
-    recipe = "".join(f"_{name}-{value}" for name, value in sorted(options.items()) if name not in WHERE_ONLY)
+    usual = {field.name: field.default for field in fields(TrainConfig)}
+    recipe = "".join(
+        f"_{name}-{value}"
+        for name, value in sorted(options.items())
+        if name not in WHERE_ONLY and value != usual.get(name, value)
+    )
     folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', data).strip('-')}_{model}{recipe}_seed{seed}"
     return TrainConfig(model=model, data=data, seed=seed, out=str(Path(runs) / folder), **options)
 
@@ -38,6 +45,8 @@ def train_study(
     data: str = "digits",
     runs: str | Path = "runs",
     progress: bool = True,
+    processes: int = 1,
+    on_epoch: Callable[[Run], None] | None = None,
     **options,
 ) -> Iterator[Run]:
     """Train every model from every seed, or take finished runs of the same config from `runs`; yield each as it ends.
@@ -45,6 +54,8 @@ def train_study(
     All models of one seed come before the next seed, so that a machine that is busy for a while slows all models alike.
 
     Args:
+        processes: of each training, on this machine; see `launch`.
+        on_epoch: see `fit`.
         options: further fields of `TrainConfig`.
 
     Raises:
@@ -57,7 +68,10 @@ def train_study(
     for config in configs:  # a bad one should not come to light after an hour
         config.validate()
     for config in configs:
-        yield fit(config, progress=progress)
+        if processes == 1 or find_finished_run(config):
+            yield fit(config, progress=progress, on_epoch=on_epoch)
+        else:
+            yield launch(config, processes, on_epoch=on_epoch)
 
 
 def learning_curves(runs: Sequence[Run]) -> list[dict]:

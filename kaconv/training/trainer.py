@@ -1,48 +1,58 @@
 """The training loop."""
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, set_seed
-from torch import Tensor, nn
+from accelerate.utils import set_seed
+from torch import Tensor, distributed, nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from kaconv.checkpoints import save_checkpoint
-from kaconv.data import DataBundle, load_data
-from kaconv.files import write_json
+from kaconv.data import UNREADABLE, DataBundle, load_data, tolerant
+from kaconv.files import write_json, write_text
+from kaconv.layers.sync import synchronise_batch_norm
 from kaconv.models import create_model
 from kaconv.provenance import provenance
+from kaconv.training.batches import SeededPictures, StepBatches, mixed_seed
+from kaconv.training.broken import BrokenPictures
 from kaconv.training.config import TrainConfig
 from kaconv.training.evaluation import evaluate, make_accelerator
 from kaconv.training.run import METRICS, RESULT, SUMMARY, TENSORBOARD, Run, clear_run, find_finished_run, write_config
+from kaconv.training.state import load_newest_state, remove_states, save_state
 
 CHECK_EVERY = 50  # steps between looks at the loss: each makes the processor wait for the accelerator
+AGREE_EVERY = 10  # steps between questions whether to save or to stop, where several processes have to agree
 
 
-def fit(config: TrainConfig, *, progress: bool = True) -> Run:
+def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run], None] | None = None) -> Run:
     """Train a model into the folder `config.out`, or return the finished run of the same config that is there.
 
-    An unfinished run of the same config is trained again from the first epoch; what it left is kept until that epoch
-    has been completed. "Best" is by test error, so it is a little optimistic; for an unbiased figure take the last
-    epoch's.
+    An unfinished run of the same config goes on where its newest state was saved, and comes to the same weights as one
+    that was never interrupted (bit for bit on a CPU). On SIGTERM it saves its state and leaves with exit status 143.
+    "Best" is by test error, so it is a little optimistic; for an unbiased figure take the last epoch's.
 
     Args:
         progress: show bars (where somebody watches) beside the line that is printed after every epoch.
+        on_epoch: called after every epoch, with the run as it is then.
 
     Raises:
         ValueError: for a bad config, a folder of another config, or data without a training split; nothing is written.
+            For too many unreadable pictures.
         FileNotFoundError: for missing data; nothing is written.
         FloatingPointError: if the loss is no longer finite. last.safetensors and best.safetensors stay as they were.
+        OSError: if nothing more can be written; what was saved before stays.
     """
     config.validate()
     accelerator = _accelerator(config)
@@ -51,6 +61,7 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
     if run:
         accelerator.print(f"{run.folder}: already trained, with {_describe(run.summary['best'])}")
         return run
+    state = load_newest_state(Path(config.out))
     with accelerator.local_main_process_first():  # one download for all
         data = load_data(config.data, config.data_root, config.image_size)
     if data.train is None:
@@ -59,8 +70,7 @@ def fit(config: TrainConfig, *, progress: bool = True) -> Run:
         raise ValueError(f"data {config.data!r} has a single class ({data.classes[0]}); there is nothing to learn")
     set_seed(config.seed)
     model = create_model(config.model, num_classes=len(data.classes))
-    set_seed(config.seed, device_specific=True)  # each process augments in its own way
-    return _Trainer(config, data, model, accelerator, progress).train()
+    return _Trainer(config, data, model, accelerator, progress).train(state, on_epoch or (lambda run: None))
 
 
 class _Trainer:
@@ -70,50 +80,87 @@ class _Trainer:
         self, config: TrainConfig, data: DataBundle, model: nn.Module, accelerator: Accelerator, progress: bool
     ) -> None:
         self.config, self.data, self.accelerator, self.progress = config, data, accelerator, progress
+        self.format = torch.channels_last if config.channels_last else torch.contiguous_format
+        model = model.to(accelerator.device, memory_format=self.format)
+        if config.sync_batch_norm:
+            model = synchronise_batch_norm(model)
         optimizer = SGD(
             model.parameters(),
-            lr=config.lr,
+            lr=config.peak_lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
+            nesterov=config.nesterov and config.momentum > 0,
         )
-        # Not prepared with the rest: accelerate would step it once per process.
-        self.scheduler = LambdaLR(optimizer, config.lr_factor)
-        self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, _train_loader(config, data))
-        self.criterion = smoothed_cross_entropy(config.label_smoothing, len(data.classes))
+        self.ema = None
+        if config.ema_decay:  # copied before `prepare`, which may change how the model is called
+            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.batches, self.loader = _train_loader(config, data, accelerator)
+        self.criterion = smoothed_cross_entropy(config.label_smoothing, len(data.classes), reduction="sum")
+        self.run = Run(Path(config.out), config)
+        self.losses: list[Tensor] = []  # of the steps since somebody last looked
+        self.totals = torch.zeros(3, dtype=torch.float64)  # of the epoch so far: loss, errors, pictures
+        self.epoch_seconds = 0.0
+        self.terminated = False
+        self.last_saved = time.monotonic()
 
-    def train(self) -> Run:
-        """All epochs, each reported as it ends; then the summary."""
-        run, best = Run(Path(self.config.out), self.config), None
-        writes = self.accelerator.is_main_process
-        if writes:
+    @property
+    def writes(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.accelerator.is_main_process
+
+    @property
+    def tested(self) -> nn.Module:
+        """The model that is tested and kept."""
+        return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
+
+    def train(self, state: dict | None, on_epoch: Callable[[Run], None]) -> Run:
+        """All epochs, or those that are left after `state`, each reported as it ends; then the summary."""
+        run = self.run
+        first_epoch, first_step = (1, 0) if state is None else self._restore(state)
+        if self.writes:
             write_config(run)
         with ExitStack() as stack:
-            for epoch in range(1, self.config.epochs + 1):
-                metrics = self._epoch(epoch)
+            stack.enter_context(self._noting_sigterm())
+            writer = stack.enter_context(closing(self._writer(first_epoch))) if self.writes and run.history else None
+            for epoch in range(first_epoch, self.config.epochs + 1):
+                metrics = self._epoch(epoch, first_step if epoch == first_epoch else 0)
                 run.history.append(metrics)
-                if best is None or metrics["test_error"] < best["test_error"]:
-                    best = metrics
-                if writes and epoch == 1:  # not before: until now, what an interrupted run left is the best there is
+                best = _best(run.history)
+                if self.writes and writer is None:  # until now, what an earlier run left was the best there is
                     clear_run(run)
-                    writer = stack.enter_context(closing(SummaryWriter(run.folder / TENSORBOARD)))
-                if writes:
-                    self._save(run, metrics, ("best", "last") if metrics is best else ("last",))
-                    self._report(run, metrics, writer)
-        run.summary = self._summary(run, best)
-        if writes:
+                    writer = stack.enter_context(closing(self._writer(epoch)))
+                if self.writes:
+                    self._save_weights(metrics, ("best", "last") if metrics is best else ("last",))
+                    self._report(metrics, writer)
+                self._save_state(epoch + 1, 0)
+                self._leave_if_terminated(epoch + 1, 0)
+                on_epoch(run)
+        run.summary = self._summary(best)
+        if self.writes:
             write_json(run.folder / SUMMARY, run.summary)
+            remove_states(run.folder)
         self.accelerator.wait_for_everyone()  # the folder is complete for every process that reads it next
         return run
 
-    def _epoch(self, epoch: int) -> dict:
-        start, lr = time.perf_counter(), self.scheduler.get_last_lr()[0]
-        train_loss, train_error, images = self._train_epoch(epoch)
-        train_seconds = time.perf_counter() - start
-        self.scheduler.step()
+    def _writer(self, epoch: int) -> SummaryWriter:
+        # What a crash made obsolete is hidden.
+        return SummaryWriter(self.run.folder / TENSORBOARD, purge_step=epoch)
+
+    # Epochs and steps ---------------------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int, first_step: int) -> dict:
+        lr = self.config.peak_lr * self.config.lr_factor(epoch - 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        images = self._train_epoch(epoch, first_step)
+        train_seconds = self.epoch_seconds
+        loss, errors, pictures = self._summed(self.totals).tolist()
+        start = time.perf_counter()
+        self._share_buffers()
         try:
             test = evaluate(
-                self.model,
+                self.tested,
                 self.data.test,
                 batch_size=self.config.batch_size,
                 workers=self.config.workers,
@@ -122,68 +169,189 @@ class _Trainer:
             )
         except FloatingPointError as error:
             raise _diverged(epoch, f"after epoch {epoch} {error}") from None
+        self.totals, self.epoch_seconds = torch.zeros_like(self.totals), 0.0
         return {
             "epoch": epoch,
-            "train_loss": train_loss,
-            "train_error": train_error,
+            "train_loss": loss / pictures,
+            "train_error": 100 * errors / pictures,
             "test_loss": test.loss,
             "test_error": test.top1_error,
             "test_top5_error": test.top5_error,
             "lr": lr,
-            "seconds": time.perf_counter() - start,
+            "seconds": train_seconds + time.perf_counter() - start,
             "images_per_second": images / train_seconds,
         }
 
-    def _train_epoch(self, epoch: int) -> tuple[float, float, int]:
-        """One pass over the training pictures: mean loss, error in percent, how many pictures."""
+    def _train_epoch(self, epoch: int, first_step: int) -> int:
+        """The steps of an epoch from `first_step` (counted from 0) on; returns the number of pictures of all steps."""
         self.model.train()
-        losses, errors, images = [], [], 0
-        quiet = None if self.progress and self.accelerator.is_main_process else True
+        self.batches.epoch, self.batches.first_step = epoch, first_step
+        broken = BrokenPictures(self.data.train, self.config.max_broken, f"in epoch {epoch}")
+        step_size, images = self.batches.batch_size, self.batches.steps * self.batches.batch_size
+        quiet = None if self.progress and self.writes else True
         description = f"epoch {epoch}/{self.config.epochs}"
-        total = min(len(self.data.train), len(self.loader) * self.config.batch_size)
-        with tqdm(total=total, desc=description, unit="img", leave=False, disable=quiet) as bar:
-            for step, (inputs, labels) in enumerate(self.loader, start=1):
-                logits = self.model(inputs)
-                loss = self.criterion(logits, labels)
-                self.accelerator.backward(loss)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                losses.append(loss.detach())
-                errors.append((logits.argmax(1) != labels).float().mean())
-                images += len(labels) * self.accelerator.num_processes
-                bar.update(len(labels) * self.accelerator.num_processes)
-                if step % CHECK_EVERY == 0 or step == len(self.loader):
-                    bar.set_postfix(loss=f"{self._checked(losses, epoch)[-1]:.3f}")
-        loss, error = self._checked(losses, epoch).mean(), self._over_processes(errors).mean()
-        return loss.item(), 100 * error.item(), images
+        bar = tqdm(
+            total=images, initial=first_step * step_size, desc=description, unit="img", leave=False, disable=quiet
+        )
+        start, before = time.perf_counter(), self.epoch_seconds
+        with bar:
+            batches = iter(self.loader)
+            for step in range(first_step + 1, self.batches.steps + 1):
+                self._step(epoch, step, batches, broken)
+                self.epoch_seconds = before + time.perf_counter() - start
+                bar.update(step_size)
+                if len(self.losses) == CHECK_EVERY or step == self.batches.steps:
+                    bar.set_postfix(loss=f"{self._check_losses(epoch, step):.3f}")
+                if step < self.batches.steps:
+                    self._save_or_leave(epoch, step)
+        return images
 
-    def _checked(self, losses: list[Tensor], epoch: int) -> Tensor:
-        """The losses of the epoch's steps; FloatingPointError, in all processes together, if one is not finite."""
-        values = self._over_processes(losses)
-        bad = (~values.isfinite()).nonzero()
+    def _step(self, epoch: int, step: int, batches: Iterator, broken: BrokenPictures) -> None:
+        loss_of_step = 0.0
+        # Whatever else is random, such as dropout, follows from where the training stands: nothing has to be restored.
+        torch.manual_seed(mixed_seed(self.config.seed, epoch, step, self.accelerator.process_index))
+        for part in range(self.config.accumulation):
+            images, labels, indices = next(batches)
+            broken.note(labels, indices)
+            images = images.to(self.accelerator.device, memory_format=self.format, non_blocking=True)
+            labels = labels.to(self.accelerator.device, non_blocking=True)
+            is_last = part == self.config.accumulation - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                logits = self.model(images)
+                loss = self.criterion(logits.float(), labels)
+                # The processes' gradients are averaged: together they are those of the mean over the step's pictures.
+                self.accelerator.backward(loss * (self.accelerator.num_processes / self.batches.batch_size))
+            loss = loss.detach()
+            loss_of_step = loss_of_step + loss
+            counted = labels != UNREADABLE
+            errors = ((logits.argmax(1) != labels) & counted).sum()
+            self.totals = self.totals.to(loss.device) + torch.stack([loss, errors, counted.sum()])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
+        self.losses.append(loss_of_step)
+
+    def _check_losses(self, epoch: int, step: int) -> float:
+        """The mean loss of a picture in the step that ended; FloatingPointError, in all processes together, if one
+        since the last look is not finite."""
+        losses = self._summed(torch.stack(self.losses)) / self.batches.batch_size
+        first, self.losses = step - len(self.losses) + 1, []
+        bad = (~losses.isfinite()).nonzero()
         if len(bad):
-            step = int(bad[0]) + 1
-            loss = values[step - 1].item()
-            raise _diverged(epoch, f"the loss became {loss} in epoch {epoch}, step {step} of {len(self.loader)}")
-        return values
+            where = f"epoch {epoch}, step {first + int(bad[0])} of {self.batches.steps}"
+            raise _diverged(epoch, f"the loss became {losses[bad[0]].item()} in {where}")
+        return losses[-1].item()
 
-    def _over_processes(self, values: list[Tensor]) -> Tensor:
-        return self.accelerator.gather(torch.stack(values)[None]).mean(0)
+    def _summed(self, values: Tensor) -> Tensor:
+        """Over all processes."""
+        return self.accelerator.reduce(values.to(self.accelerator.device), "sum")
 
-    def _save(self, run: Run, metrics: dict, names: Iterable[str]) -> None:
+    def _share_buffers(self) -> None:
+        """Test everywhere what is saved: the main process's batch norm statistics."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.tested.buffers():
+                distributed.broadcast(buffer, 0)
+
+    # Going on after an interruption -------------------------------------------------------------------------------
+
+    def _save_or_leave(self, epoch: int, step: int) -> None:
+        """Between steps: save the state if it is time, or if the process was asked to end."""
+        together = self.accelerator.num_processes > 1
+        if together and step % AGREE_EVERY:
+            return
+        is_time = self.writes and time.monotonic() - self.last_saved >= 60 * self.config.save_minutes
+        wishes = torch.tensor([is_time, self.terminated], dtype=torch.int32)
+        save, leave = (self._summed(wishes) if together else wishes).tolist()
+        self.terminated = bool(leave)
+        if save or leave:
+            if self.losses:
+                self._check_losses(epoch, step)
+            self._save_state(epoch, step)
+            self._leave_if_terminated(epoch, step)
+
+    def _save_state(self, epoch: int, step: int) -> None:
+        """What `_restore` needs to go on with the step of an epoch that comes after `step`."""
+        totals = self._summed(self.totals)
+        self.last_saved = time.monotonic()
+        if not self.writes:
+            return
+        state = {
+            "epoch": epoch,
+            "step": step,
+            "history": json.dumps(self.run.history),
+            "totals": totals.cpu(),
+            "epoch_seconds": self.epoch_seconds,
+            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        }
+        save_state(self.run.folder, state)
+
+    def _restore(self, state: dict) -> tuple[int, int]:
+        """Take up a state; the epoch to go on with, and how many of its steps are done."""
+        try:
+            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.run.history = json.loads(state["history"])
+            if self.writes:  # the other processes' part of the sums is in it
+                self.totals = state["totals"]
+            self.epoch_seconds = state["epoch_seconds"]
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"the state in {self.run.folder} is not one of this training: {reason}") from None
+        epoch, step = state["epoch"], state["step"]
+        if self.writes:
+            _write_metrics(self.run)
+            print(f"{self.run.folder}: going on with epoch {epoch}, step {step + 1}", flush=True)
+        return epoch, step
+
+    @contextmanager
+    def _noting_sigterm(self) -> Iterator[None]:
+        """SIGTERM is remembered until the step has ended."""
+
+        def note(number: int, frame: object) -> None:
+            self.terminated = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _leave_if_terminated(self, epoch: int, step: int) -> None:
+        if self.accelerator.num_processes > 1 and step == 0:
+            self.terminated = bool(self._summed(torch.tensor([self.terminated], dtype=torch.int32)).item())
+        if self.terminated and epoch <= self.config.epochs:
+            self.accelerator.print(
+                f"{self.run.folder}: SIGTERM; saved before epoch {epoch}, step {step + 1}; the same command goes on",
+                flush=True,
+            )
+            raise SystemExit(128 + signal.SIGTERM)
+
+    # Reports ------------------------------------------------------------------------------------------------------
+
+    def _save_weights(self, metrics: dict, names: Iterable[str]) -> None:
         for name in names:
             save_checkpoint(
-                run.checkpoint_path(name),
-                self.accelerator.unwrap_model(self.model),
+                self.run.checkpoint_path(name),
+                self.tested,
                 name=self.config.model,
                 classes=self.data.classes,
                 preprocessing=self.data.preprocessing,
                 info={key: metrics[key] for key in RESULT} | {"config": self.config.identity()},
             )
 
-    def _report(self, run: Run, metrics: dict, writer: SummaryWriter) -> None:
-        with open(run.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+    def _report(self, metrics: dict, writer: SummaryWriter) -> None:
+        _write_metrics(self.run)
         for name, value in metrics.items():
             writer.add_scalar(name, value, metrics["epoch"])
         writer.flush()
@@ -195,52 +363,76 @@ class _Trainer:
             flush=True,
         )
 
-    def _summary(self, run: Run, best: dict) -> dict:
-        seconds = sum(metrics["seconds"] for metrics in run.history)
+    def _summary(self, best: dict) -> dict:
+        history = self.run.history
         return {
             "model": self.config.model,
             "data": self.config.data,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "best": {key: best[key] for key in RESULT},
-            "last": {key: run.history[-1][key] for key in RESULT},
-            "seconds": seconds,
-            "images_per_second": sum(metrics["images_per_second"] for metrics in run.history) / len(run.history),
+            "last": {key: history[-1][key] for key in RESULT},
+            "seconds": sum(metrics["seconds"] for metrics in history),
+            "images_per_second": sum(metrics["images_per_second"] for metrics in history) / len(history),
             "provenance": provenance(),
         }
 
 
-def smoothed_cross_entropy(smoothing: float, classes: int) -> nn.CrossEntropyLoss:
+def _best(history: list[dict]) -> dict:
+    return min(history, key=lambda metrics: metrics["test_error"])  # the first of equals
+
+
+def _write_metrics(run: Run) -> None:
+    """All of it anew, in one step: nothing is there twice after a crash."""
+    write_text(run.folder / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in run.history))
+
+
+def smoothed_cross_entropy(smoothing: float, classes: int, reduction: str = "mean") -> nn.CrossEntropyLoss:
     """Cross-entropy with the authors' label smoothing: `smoothing` / (classes - 1) on each wrong class.
 
     torch spreads its own over all classes, the right one included, so it needs a little more to be the same.
     """
-    return nn.CrossEntropyLoss(label_smoothing=smoothing * classes / (classes - 1))
+    spread = smoothing * classes / (classes - 1)
+    return nn.CrossEntropyLoss(ignore_index=UNREADABLE, label_smoothing=spread, reduction=reduction)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     # The state is one for the whole process: without this, a notebook could train in one precision only.
     AcceleratorState._reset_state()
-    # With split batches, batch_size is that of a step, whatever the number of processes.
-    loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=config.seed)
-    accelerator = make_accelerator(mixed_precision=config.mixed_precision, dataloader_config=loading)
+    accelerator = make_accelerator(mixed_precision=config.mixed_precision)
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU, and this machine offers none; bf16 and no work on a CPU")
-    if config.batch_size % accelerator.num_processes:
+    parts = accelerator.num_processes * config.accumulation
+    if config.batch_size % parts or config.batch_size < 2 * parts:
         raise ValueError(
-            f"batch_size must be a multiple of the {accelerator.num_processes} processes, got {config.batch_size}"
+            f"batch_size must be a multiple of processes x accumulation ({accelerator.num_processes} x "
+            f"{config.accumulation}), with 2 pictures for each part at least; got {config.batch_size}"
         )
     return accelerator
 
 
-def _train_loader(config: TrainConfig, data: DataBundle) -> DataLoader:
-    return DataLoader(
-        data.train,
+def _train_loader(config: TrainConfig, data: DataBundle, accelerator: Accelerator) -> tuple[StepBatches, DataLoader]:
+    processes = accelerator.num_processes
+    if len(data.train) < 2 * processes * config.accumulation:
+        raise ValueError(
+            f"data {config.data!r} has {len(data.train)} training pictures, too few for {processes} processes with "
+            f"accumulation {config.accumulation}"
+        )
+    batches = StepBatches(
+        len(data.train),
         config.batch_size,
-        shuffle=True,
-        num_workers=config.workers,
-        pin_memory=torch.cuda.is_available(),
-        drop_last=len(data.train) > config.batch_size,  # batch norm suffers from a last batch of a few pictures
+        config.seed,
+        accumulation=config.accumulation,
+        processes=processes,
+        rank=accelerator.process_index,
     )
+    loader = DataLoader(
+        SeededPictures(tolerant(data.train), config.seed),
+        batch_sampler=batches,
+        num_workers=config.workers,
+        prefetch_factor=config.prefetch if config.workers else None,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return batches, loader
 
 
 def _diverged(epoch: int, what: str) -> FloatingPointError:

@@ -1,0 +1,71 @@
+"""Which pictures a training step sees, and how they are augmented: a function of seed, epoch and step alone.
+
+Neither the number of processes nor that of loading workers nor an interruption changes it.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+Key = tuple[int, int]  # epoch and index of a picture
+
+
+class SeededPictures(Dataset):
+    """A data set that is asked for (epoch, index), and augments each picture by random numbers of its own.
+
+    It gives the picture, its label, and the index.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mixed_seed(self.seed, *key))
+            return *self.dataset[key[1]], key[1]
+
+
+class StepBatches(Sampler[list[Key]]):
+    """The batches of one process, one after another: `accumulation` of them make a step of `batch_size` pictures.
+
+    A step's pictures are cut into `processes` · `accumulation` parts, the same ones however these two share the
+    product; each process takes its own. A last step with fewer pictures is left out, unless it is the only one.
+
+    Args:
+        pictures: how many there are.
+        batch_size: pictures of a step, over all processes.
+        rank: which process this is.
+    """
+
+    def __init__(
+        self, pictures: int, batch_size: int, seed: int, *, accumulation: int = 1, processes: int = 1, rank: int = 0
+    ) -> None:
+        self.pictures, self.batch_size, self.seed = pictures, min(batch_size, pictures), seed
+        self.accumulation, self.processes, self.rank = accumulation, processes, rank
+        self.steps = self.pictures // self.batch_size
+        self.epoch, self.first_step = 1, 0
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        order = torch.randperm(self.pictures, generator=generator)
+        for step in range(self.first_step, self.steps):
+            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            parts = indices.tensor_split(self.processes * self.accumulation)
+            for part in parts[self.rank * self.accumulation : (self.rank + 1) * self.accumulation]:
+                yield [(self.epoch, index) for index in part.tolist()]
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A 63-bit seed for a tuple of numbers: similar tuples give unrelated seeds."""
+    mixed = 0
+    for number in numbers:  # splitmix64
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        mixed ^= mixed >> 31
+    return mixed >> 1

@@ -1,0 +1,285 @@
+"""Trainings that are interrupted in every way come to the weights of one that was not."""
+
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kaconv.training.trainer as trainer
+from kaconv.training import Run, TrainConfig, fit
+from kaconv.training import state as states
+from kaconv.training.batches import StepBatches
+
+TIMES = ("seconds", "images_per_second")
+
+
+def config_for(out, **changes) -> TrainConfig:
+    small = {"model": "ka_resnet11_cifar_l", "data": "fake", "epochs": 2, "batch_size": 32, "image_size": 8}
+    return TrainConfig(**small | {"out": str(out), "save_minutes": 0, "ema_decay": 0.5} | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Run:
+    return fit(config_for(tmp_path_factory.mktemp("runs") / "whole"), progress=False)
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    for which in ("last", "best"):
+        expected, actual = (load_file(r.checkpoint_path(which)) for r in (whole, run))
+        assert all(torch.equal(value, actual[name]) for name, value in expected.items())
+    for expected, actual in zip(whole.history, Run.load(run.folder).history, strict=True):
+        assert {name: actual[name] for name in actual if name not in TIMES} == {
+            name: expected[name] for name in expected if name not in TIMES
+        }
+    assert not states.state_files(run.folder)
+
+
+def break_off(monkeypatch, config: TrainConfig, steps: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+    """Train until just before step `steps` + 1."""
+    done = []
+
+    def step(self, *args):
+        if len(done) == steps:
+            raise error
+        done.append(args)
+        return real(self, *args)
+
+    real = trainer._Trainer._step
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Trainer, "_step", step)
+        with pytest.raises(error):
+            fit(config, progress=False)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])  # there are 3 in each of the 2 epochs
+def test_a_training_goes_on_where_it_was(steps, tmp_path, whole, monkeypatch, capsys):
+    config = config_for(tmp_path / "a")
+    break_off(monkeypatch, config, steps)
+    run = fit(config, progress=False)
+    epoch, step = divmod(steps, 3)
+    assert f"going on with epoch {epoch + 1}, step {step + 1}" in capsys.readouterr().out
+    assert_same(run, whole)
+
+
+def test_a_training_that_breaks_off_again_and_again(tmp_path, whole, monkeypatch):
+    config = config_for(tmp_path / "a")
+    for _ in range(5):
+        break_off(monkeypatch, config, 1)
+    assert_same(fit(config, progress=False), whole)
+
+
+def test_breaking_off_while_the_epoch_is_written(tmp_path, whole, monkeypatch):
+    """After the weights, before the metrics; after the metrics, before the state."""
+    config = config_for(tmp_path / "a")
+    for name in ("_report", "_save_state"):
+        real = getattr(trainer._Trainer, name)
+
+        def crash(self, *args, name=name, real=real):
+            if name == "_report" or args == (2, 0):
+                raise KeyboardInterrupt
+            return real(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer._Trainer, name, crash)
+            with pytest.raises(KeyboardInterrupt):
+                fit(config, progress=False)
+    assert_same(fit(config, progress=False), whole)
+
+
+def test_how_the_work_is_done_may_change_on_the_way(tmp_path, whole, monkeypatch):
+    config = config_for(tmp_path / "a")
+    break_off(monkeypatch, config, 4)
+    assert_same(fit(replace(config, workers=1, save_minutes=60.0), progress=False), whole)
+
+
+def test_two_states_are_kept_and_none_after_the_end(tmp_path, monkeypatch):
+    config = config_for(tmp_path / "a")
+    break_off(monkeypatch, config, 5)
+    names = [path.name for path in states.state_files(tmp_path / "a")]
+    assert names == ["state-00002-0000001.pt", "state-00002-0000002.pt"]
+    with pytest.raises(ValueError, match="another config: seed"):
+        fit(replace(config, seed=1), progress=False)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "malicious", "something else"])
+def test_a_damaged_state_is_passed_over_and_named(damage, tmp_path, whole, monkeypatch, caplog):
+    config = config_for(tmp_path / "a")
+    break_off(monkeypatch, config, 5)
+    older, newest = states.state_files(tmp_path / "a")
+    canary = tmp_path / "canary"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.system, (f"touch {canary}",)
+
+    if damage == "malicious":
+        newest.write_bytes(pickle.dumps(Malicious()))
+    elif damage == "something else":
+        torch.save([1, 2], newest)
+    else:
+        content = {"truncated": newest.read_bytes()[:5000], "empty": b"", "garbage": b"hello" * 100}
+        newest.write_bytes(content[damage])
+    with caplog.at_level(logging.WARNING, "kaconv"):
+        run = fit(config, progress=False)
+    assert f"{newest} cannot be read" in caplog.text
+    assert f"goes on from {older}" in caplog.text
+    assert not canary.exists()
+    assert_same(run, whole)
+
+
+def test_without_any_good_state_nothing_is_overwritten(tmp_path, monkeypatch):
+    config = config_for(tmp_path / "a")
+    break_off(monkeypatch, config, 2)
+    for path in states.state_files(tmp_path / "a"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no state in .* can be read \(state-.*remove them"):
+        fit(config, progress=False)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path, monkeypatch):
+    config = config_for(tmp_path / "a")
+    break_off(monkeypatch, config, 2)
+    newest = states.state_files(tmp_path / "a")[-1]
+    state = torch.load(newest, weights_only=True)
+    state["model"].popitem()
+    torch.save(state, newest)
+    with pytest.raises(ValueError, match="not one of this training"):
+        fit(config, progress=False)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, whole, monkeypatch):
+    config = config_for(tmp_path / "a")
+
+    calls = []
+
+    def full(number):
+        calls.append(number)
+        if len(calls) == 4:  # after three steps and the first of the second epoch
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(config, progress=False)
+    assert [path.name for path in states.state_files(tmp_path / "a")][-1] == "state-00002-0000000.pt"
+    assert not list((tmp_path / "a").glob(".*"))
+    assert_same(fit(config, progress=False), whole)
+
+
+def start(config: TrainConfig, **options) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(
+        [sys.executable, "-m", "kaconv", "train", *config.to_arguments()],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_sigkill_and_sigterm(tmp_path, whole):
+    config = config_for(tmp_path / "a")
+    process = start(config)
+    wait_for(lambda: len(states.state_files(tmp_path / "a")) == 2, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    position = states.state_files(tmp_path / "a")[-1]
+    process = start(config)
+    wait_for(lambda: states.state_files(tmp_path / "a")[-1:] != [position], process)
+    process.terminate()
+    output = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "SIGTERM; saved before epoch" in output
+    assert "Traceback" not in output
+    assert_same(fit(config, progress=False), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    import resource
+
+    config = config_for(tmp_path / "a")
+    process = start(config, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    output = process.communicate()[0]
+    assert process.returncode == 2, output
+    assert "kaconv: error: " in output
+    assert "Traceback" not in output
+    assert not list((tmp_path / "a").glob("*.pt"))
+
+
+def test_parts_of_a_step_are_the_same_however_they_are_shared():
+    def parts(processes, accumulation):
+        samplers = [
+            StepBatches(50, 12, 3, accumulation=accumulation, processes=processes, rank=rank)
+            for rank in range(processes)
+        ]
+        return [
+            [key for sampler in per_rank for key in sampler]
+            for per_rank in zip(*[_chunks(sampler, accumulation) for sampler in samplers], strict=True)
+        ]
+
+    def _chunks(sampler, size):
+        batches = list(sampler)
+        return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+    assert parts(1, 4) == parts(2, 2) == parts(4, 1)
+    steps = parts(1, 4)
+    assert len(steps) == 4
+    assert len({index for step in steps for part in step for _, index in part}) == 48
+
+
+def test_the_order_starts_anywhere_and_differs_by_epoch():
+    batches = StepBatches(50, 12, 3)
+    first = list(batches)
+    batches.first_step = 2
+    assert list(batches) == first[2:]
+    assert len(batches) == 2
+    batches.first_step, batches.epoch = 0, 2
+    assert [[index for _, index in batch] for batch in batches] != [[index for _, index in batch] for batch in first]
+
+
+def test_ema_is_the_moving_average(tmp_path, monkeypatch):
+    seen = []
+    real = trainer._Trainer._step
+
+    def step(self, *args):
+        real(self, *args)
+        seen.append({name: value.clone() for name, value in self.model.state_dict().items()})
+
+    monkeypatch.setattr(trainer._Trainer, "_step", step)
+    run = fit(config_for(tmp_path / "a", epochs=1, ema_decay=0.75), progress=False)
+    average = seen[0]
+    for weights in seen[1:]:
+        average = {
+            name: 0.75 * average[name] + 0.25 * value if value.is_floating_point() else value
+            for name, value in weights.items()
+        }
+    kept = load_file(run.checkpoint_path("last"))
+    for name, value in average.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(kept[name], value)
+
+
+def test_metrics_are_one_line_an_epoch(whole):
+    lines = (whole.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
