@@ -17,6 +17,7 @@ from kaconv.ops.geometry import Geometry
 from kaconv.ops.reference import pad, windows
 
 _FEW_CHANNELS = 32  # of a group, up to which the compiled passes multiply by themselves
+_MANY_PIXELS = 512  # of a sample, from which its matrix product alone is as quick as one for all samples
 _CHUNKS = 16
 _KEPT_BYTES = 2**28  # the largest scratch buffer that is kept
 _AT_ONCE_BYTES = 2**24  # of maps, at inference: about what the last cache level holds
@@ -135,9 +136,14 @@ class CPUTaps:
     def _maps(self) -> Tensor:
         """Z of all samples, (G, K, C/G, N·pixels)."""
         if self._z is None:
-            inputs = self._seen()
-            self._z = self._scratch.take((*self._packed.shape[:-1], inputs.shape[-1]), self._x)
-            torch.bmm(self._kernels(), inputs, out=self._z.view(*self._kernels().shape[:-1], -1))
+            pixels = self._size[0] * self._size[1]
+            self._z = self._scratch.take((*self._packed.shape[:-1], len(self._x) * pixels), self._x)
+            z = self._z.view(*self._kernels().shape[:-1], len(self._x), pixels)
+            if self._aligned and self._groups == 1 and pixels >= _MANY_PIXELS:
+                for n, x in enumerate(self._x):  # without a copy of the input
+                    torch.mm(self._kernels()[0], x.flatten(1), out=z[0, :, n])
+            else:
+                torch.bmm(self._kernels(), self._seen(), out=z.flatten(-2))
         return self._z
 
     def _kernels(self) -> Tensor:
@@ -197,11 +203,15 @@ class CPUTaps:
             torch.get_num_threads(),
             *map(_pointer, (self._x, self._packed, transposed, maps)),
         )  # fmt: skip
-        real, suffix = (ctypes.c_double, "double") if self._x.dtype == torch.float64 else (ctypes.c_float, "float")
+        real = ctypes.c_double if self._x.dtype == torch.float64 else ctypes.c_float
         values = [real(a) if isinstance(a, float) else _pointer(a) for a in arguments]
-        function: Callable[..., None] = getattr(native.library(), f"{name}_{suffix}")
-        function.restype = None
-        function(ctypes.byref(problem), *values)
+        _function(name, self._x.dtype)(ctypes.byref(problem), *values)
+
+
+def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    function = getattr(native.library(), f"{name}_{'double' if dtype == torch.float64 else 'float'}")
+    function.restype = None
+    return function
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
