@@ -5,6 +5,7 @@ import textwrap
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,7 @@ from torch import nn
 from kaconv.data import Preprocessing
 from kaconv.files import replacing
 from kaconv.models import create_model
+from kaconv.models.registry import check_name
 
 METADATA_KEY = "kaconv"  # one key: safetensors writes several in no fixed order, and equal models should be equal files
 
@@ -27,6 +29,15 @@ class Checkpoint:
     classes: list[str]
     preprocessing: Preprocessing
     info: dict
+
+    def metadata(self) -> dict:
+        """All but the model, JSON-able."""
+        return {
+            "name": self.name,
+            "classes": self.classes,
+            "preprocessing": self.preprocessing.to_dict(),
+            "info": self.info,
+        }
 
 
 def save_checkpoint(
@@ -64,24 +75,51 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ValueError: if it is not a whole kaconv checkpoint, or its weights do not fit the model that it names.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path.resolve()}")
-    metadata, tensors = _read(path)
+    facts, tensors = _read(path)
+    model = create_model(facts.name, num_classes=len(facts.classes))
+    _load_weights(model, facts, tensors, path)
+    return Checkpoint(model.eval(), **vars(facts))
+
+
+def load_weights(path: str | Path, name: str, num_classes: int | None, **kaconv_options: Any) -> nn.Module:
+    """A new model `name` with the weights of a checkpoint, for `create_model`: as new models are, in training mode.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`, or if the checkpoint is of another model or has another
+            number of classes than `num_classes` (None: whatever it has).
+    """
+    path = Path(path)
+    facts, tensors = _read(path)
+    classes = len(facts.classes)
+    if (name, num_classes or classes) != (facts.name, classes):
+        wanted = name if num_classes is None else f"{name} with {num_classes} classes"
+        raise ValueError(f"{path} holds weights of {facts.name} with {classes} classes, not of {wanted}")
+    model = create_model(name, num_classes=classes, **kaconv_options)
+    _load_weights(model, facts, tensors, path)
+    return model
+
+
+@dataclass
+class _Facts:
+    """What a checkpoint says beside its weights."""
+
+    name: str
+    classes: list[str]
+    preprocessing: Preprocessing
+    info: dict
+
+
+def _load_weights(model: nn.Module, facts: _Facts, tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
-        checkpoint = _without_weights(json.loads(metadata))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: bad checkpoint metadata: {error}") from None
-    try:
-        checkpoint.model.load_state_dict(tensors)
+        model.load_state_dict(tensors)
     except RuntimeError as error:
-        name, classes, problem = checkpoint.name, checkpoint.classes, str(error).splitlines()[-1]
+        name, classes, problem = facts.name, facts.classes, str(error).splitlines()[-1]
         raise ValueError(
             f"{path}: the weights do not fit {name} with {len(classes)} classes: {textwrap.shorten(problem, 300)}"
         ) from None
-    return checkpoint
 
 
-def _without_weights(metadata: object) -> Checkpoint:
+def _facts(metadata: object) -> _Facts:
     kinds = {"name": str, "classes": list, "preprocessing": dict, "info": dict}
     if not isinstance(metadata, dict):
         raise ValueError(f"it must be an object, got {metadata!r}")
@@ -93,12 +131,13 @@ def _without_weights(metadata: object) -> Checkpoint:
     name, classes = metadata["name"], metadata["classes"]
     if not classes or not all(isinstance(item, str) for item in classes):
         raise ValueError(f"classes must be names, got {classes!r}")
-    preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-    model = create_model(name, num_classes=len(classes)).eval()
-    return Checkpoint(model, name, classes, preprocessing, metadata["info"])
+    check_name(name)
+    return _Facts(name, classes, Preprocessing.from_dict(metadata["preprocessing"]), metadata["info"])
 
 
-def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path.resolve()}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
@@ -107,4 +146,7 @@ def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
     if metadata is None:
         raise ValueError(f"{path} is a safetensors file, but says no model name, classes and preprocessing for kaconv")
-    return metadata, tensors
+    try:
+        return _facts(json.loads(metadata)), tensors
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: bad checkpoint metadata: {error}") from None

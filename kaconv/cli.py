@@ -17,6 +17,7 @@ examples:
   kaconv list 'ka_*'
   kaconv train --model ka_resnet29_cifar_l --data digits --epochs 5 --out runs/first
   kaconv evaluate --checkpoint runs/first/best.safetensors --data digits
+  kaconv predict --checkpoint runs/first/best.safetensors picture.png
   kaconv bench --models ka_mobilenetv2_100_l --image-size 96
 
 `kaconv COMMAND --help` says more about each command.
@@ -26,7 +27,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: that of the process) and return its exit status.
 
-    2: wrong arguments, missing files or data, a training that diverged; 130: interrupted.
+    2: wrong arguments, missing files, data or packages, a training that diverged; 130: interrupted.
     """
     args = build_parser().parse_args(argv)
     try:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kaconv: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"kaconv: error: {_message(error)}", file=sys.stderr)
         return 2
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: Exception) -> str:
     message = str(error)
     if message.startswith("Caught "):  # torch puts the whole traceback of a loading process into the message
-        return message.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+        return message.splitlines()[-1].partition(f"{type(error).__name__}: ")[2]
     return message
 
 
@@ -56,7 +57,16 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_parser in (add_table_parser, add_list_parser, add_train_parser, add_evaluate_parser, add_bench_parser):
+    for add_parser in (
+        add_table_parser,
+        add_list_parser,
+        add_train_parser,
+        add_evaluate_parser,
+        add_predict_parser,
+        add_convert_parser,
+        add_export_parser,
+        add_bench_parser,
+    ):
         add_parser(subparsers)
     return parser
 
@@ -141,12 +151,17 @@ TRAIN_EXAMPLES = """\
 examples:
   kaconv train --model ka_resnet29_cifar_l --data digits --epochs 5 --out runs/digits-l
   kaconv train --model resnet29_cifar --data folder:my/pictures --image-size 32 --workers 2 --out runs/mine
-  torchrun --nproc-per-node 8 -m kaconv train --model ka_resnet50_l --data imagenet:/data/imagenet --epochs 100 \\
-      --batch-size 256 --lr 0.1 --schedule step --weight-decay 1e-4 --label-smoothing 0.1 --workers 8 --out runs/r50-l
+  kaconv train --recipe ka_resnet50_l --data imagenet:/data/imagenet --workers 8 --out runs/r50-l
+  torchrun --nproc-per-node 8 -m kaconv train --recipe ka_resnet50_l --data imagenet:/data/imagenet --workers 8 \\
+      --mixed-precision bf16 --channels-last --out runs/r50-l
+  torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m kaconv train ...
+
+--recipe takes the paper's settings for one of its models (or a YAML file of fields); other options overrule it. A step
+of 256 pictures on fewer GPUs is the same step with --accumulation.
 
 OUT gets config.yaml, metrics.jsonl, TensorBoard's events, last.safetensors, best.safetensors (by test error) and, at
-the end, summary.json. The same command does nothing where OUT is finished; a training that was interrupted starts
-again from the first epoch.
+the end, summary.json. The same command does nothing where OUT is finished, and goes on where it was interrupted, by
+whatever: SIGKILL, a full disk, a power cut. SIGTERM saves the state first and leaves with status 143.
 """
 
 
@@ -155,29 +170,42 @@ def add_train_parser(subparsers: argparse._SubParsersAction) -> None:
     from kaconv.training.config import TrainConfig
 
     parser = add_command(subparsers, "train", run_train, "train a model into a folder", TRAIN_EXAMPLES)
+    parser.add_argument("--recipe", metavar="MODEL", help="the paper's settings for this model of it, or a YAML file")
     types = get_type_hints(TrainConfig)
     for field in fields(TrainConfig):
         kind = types[field.name]
         kind = get_args(kind)[0] if isinstance(kind, UnionType) else kind  # int | None: an int, or not given
-        required = field.default is MISSING
-        default = "" if required or field.default is None else f" (default: {field.default})"
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=kind,
-            required=required,
-            default=argparse.SUPPRESS,
-            metavar=kind.__name__.upper() if kind is not str else field.name.upper(),
-            help=field.metadata["help"] + default,
-        )
+        text = field.metadata["help"]
+        if field.default is not MISSING and field.default is not None:
+            text += f" (default: {str(field.default).lower() if kind is bool else field.default})"
+        name, options = f"--{field.name.replace('_', '-')}", {"default": argparse.SUPPRESS, "help": text}
+        if kind is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, **options)
+        else:
+            parser.add_argument(
+                name, type=kind, metavar=(field.name if kind is str else kind.__name__).upper(), **options
+            )
 
 
 def run_train(args: argparse.Namespace) -> None:
     """Train, and say where the best weights are."""
+    from kaconv.training import TrainConfig
+
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "recipe")}
+    if args.recipe is not None:
+        from kaconv.training.recipes import load_recipe
+
+        options = load_recipe(args.recipe) | options
+    for name, alternative in (("model", " or --recipe"), ("out", "")):
+        if name not in options:
+            raise ValueError(f"--{name}{alternative} is required; see kaconv train --help")
+    config = TrainConfig.from_dict(options)
+
     from accelerate import PartialState
 
-    from kaconv.training import TrainConfig, fit
+    from kaconv.training import fit
 
-    run = fit(TrainConfig(**{name: value for name, value in vars(args).items() if name != "run"}))
+    run = fit(config)
     if PartialState().is_main_process:  # under torchrun there are others
         best = run.summary["best"]
         print(f"{run.checkpoint_path('best')}: test error {best['test_error']:.2f} % (epoch {best['epoch']})")
@@ -187,9 +215,16 @@ EVALUATE_EXAMPLES = """\
 examples:
   kaconv evaluate --checkpoint runs/digits-l/best.safetensors --data digits
   kaconv evaluate --checkpoint ka_resnet50_l.safetensors --data imagenet:/data/imagenet --workers 8 --out result.json
+  torchrun --nproc-per-node 8 -m kaconv evaluate --checkpoint ka_resnet50_l.safetensors \\
+      --data imagenet:/data/imagenet --workers 4 --out reports/results/ka_resnet50_l.json --details details
 
-Pictures are prepared as the checkpoint says. RESULT.json also says where its figures come from: the checkpoint's
-sha256, the machine, the versions, kaconv's commit, the command and the date.
+Pictures are prepared as the checkpoint says; for ImageNet that is the paper's way (Resize 256 bicubic, CenterCrop 224)
+unless it was trained in another. RESULT.json says which, and where its figures come from: the checkpoint's sha256, the
+machine, the versions, kaconv's commit, the command and the date. `kaconv table` shows the results in reports/results.
+
+DIR gets per_class.csv (index, class, n, top1_error and top5_error in percent, most_frequent_mistake, times) and
+mistakes.csv, the 100 most confident ones (picture, index, class, predicted_index, predicted_class, probability,
+class_probability).
 """
 
 
@@ -208,7 +243,15 @@ def add_evaluate_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--workers", type=int, default=0, metavar="INT", help="processes that load pictures (default: %(default)s)"
     )
+    parser.add_argument(
+        "--max-broken",
+        type=int,
+        default=10,
+        metavar="INT",
+        help="unreadable pictures to pass over before giving up (default: %(default)s)",
+    )
     parser.add_argument("--out", metavar="RESULT.json", help="write the result here, too")
+    parser.add_argument("--details", metavar="DIR", help="write errors by class and the most confident mistakes here")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -220,15 +263,140 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from kaconv.files import write_json
     from kaconv.training import evaluate_checkpoint
 
-    result = evaluate_checkpoint(args.checkpoint, args.data, args.data_root, args.batch_size, args.workers)
+    result = evaluate_checkpoint(
+        args.checkpoint,
+        args.data,
+        args.data_root,
+        args.batch_size,
+        args.workers,
+        max_broken=args.max_broken,
+        details=args.details,
+    )
     if not PartialState().is_main_process:
         return
     print(
         f"{result['model']} on {result['data']}, {result['n']} images: "
         f"top-1 error {result['top1_error']:.2f} %, top-5 error {result['top5_error']:.2f} %"
     )
+    if result["skipped"]:
+        print(f"not counted, since unreadable: {', '.join(result['skipped'])}")
     if args.out is not None:
         write_json(args.out, result)
+
+
+PREDICT_EXAMPLES = """\
+examples:
+  kaconv predict --checkpoint ka_resnet50_l.safetensors cat.jpg dog.png
+  kaconv predict --checkpoint ka_resnet50_l.safetensors --topk 1 --format json pictures/*.webp
+
+JPEG (CMYK, too), PNG (16-bit, palette, transparent: on white), WebP, GIF (the first frame) and whatever else Pillow
+reads, upright as EXIF says. What cannot be read is named on stderr, and the others are still done. JSON: a list of
+{"path", "topk": [{"class", "index", "probability"}, ...]}. Exit status: 0 if every picture was read, 1 if one was not.
+"""
+
+
+def add_predict_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv predict`."""
+    parser = add_command(subparsers, "predict", run_predict, "name what is in picture files", PREDICT_EXAMPLES)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a safetensors file of `kaconv train`")
+    parser.add_argument(
+        "--topk", type=int, default=5, metavar="INT", help="most probable classes to give (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="what to print (default: %(default)s)"
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Print the classes; 1 if a picture could not be read."""
+    import json
+
+    from tqdm import tqdm
+
+    from kaconv.checkpoints import load_checkpoint
+    from kaconv.predict import predict
+
+    errors = []
+
+    def report(error: Exception) -> None:
+        errors.append(error)
+        tqdm.write(f"kaconv: {error}", file=sys.stderr)
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    results = predict(checkpoint, args.images, topk=args.topk, on_error=report, progress=True)
+    if args.format == "json":
+        print(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            print(result["path"])
+            for found in result["topk"]:
+                print(f"  {100 * found['probability']:6.2f} %  {found['class']} ({found['index']})")
+    return 1 if errors else 0
+
+
+CONVERT_EXAMPLES = """\
+examples:
+  kaconv convert best_model.pkl ka_resnet50_l.safetensors
+  kaconv evaluate --checkpoint ka_resnet50_l.safetensors --data imagenet:/data/imagenet
+
+Reads a KAResNet-50 or -101, AG-L or AG-H, of either revision of the authors' code. Every key and shape is checked.
+Nothing in the file is run: one that asks for more than tensors and the authors' record of metrics is refused.
+"""
+
+
+def add_convert_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv convert`."""
+    summary = "turn the authors' pickled ImageNet checkpoint into one of kaconv"
+    parser = add_command(subparsers, "convert", run_convert, summary, CONVERT_EXAMPLES)
+    parser.add_argument("source", metavar="best_model.pkl", help="the authors' file")
+    parser.add_argument("out", metavar="OUT.safetensors", help="the file to write")
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Convert, and say what was found."""
+    check_out_file(Path(args.out), ".safetensors")
+    from kaconv.convert import convert
+
+    checkpoint = convert(args.source, args.out)
+    info = checkpoint.info
+    epoch = f", epoch {info['epoch']}" if "epoch" in info else ""
+    prefix = f", each after {info['prefix']!r}" if info["prefix"] else ""
+    print(f"{args.out}: {checkpoint.name}{epoch}, from the authors' keys of revision {info['revision']!r}{prefix}")
+
+
+EXPORT_EXAMPLES = """\
+examples:
+  kaconv export --checkpoint runs/first/best.safetensors --format onnx
+  kaconv export --checkpoint runs/first/best.safetensors --format pt2 --out model.pt2
+
+The exported model takes `images` (N, 3, S, S), any N, prepared as the preprocessing in the file says, and gives
+`logits`. Model name, classes and preprocessing are JSON in the metadata property `kaconv` (onnx) or the extra file
+kaconv.json (pt2). onnx needs more packages: pip install 'kaconv[export]'.
+"""
+
+
+def add_export_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv export`."""
+    summary = "write a checkpoint's model as ONNX or as an exported PyTorch program"
+    parser = add_command(subparsers, "export", run_export, summary, EXPORT_EXAMPLES)
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a safetensors file of `kaconv train`")
+    parser.add_argument("--format", required=True, choices=("onnx", "pt2"), help="what to write")
+    parser.add_argument("--out", metavar="PATH", help="the file to write (default: beside the checkpoint)")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Export, and say where to."""
+    suffix = f".{args.format}"
+    out = Path(args.out) if args.out is not None else Path(args.checkpoint).with_suffix(suffix)
+    check_out_file(out, suffix)
+    from kaconv.checkpoints import load_checkpoint
+    from kaconv.export import export
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    print(f"exporting {checkpoint.name}: a deep model may take a minute", file=sys.stderr)
+    export(checkpoint, out, args.format)
+    print(out)
 
 
 BENCH_EXAMPLES = """\
@@ -236,10 +404,15 @@ examples:
   kaconv bench
   kaconv bench --models ka_mobilenetv2_100_l --variants eager fused --image-size 96
   kaconv bench --device cuda --dtype bfloat16 --channels-last --out benchmarks/results/gpu.json
+  kaconv bench --input imagenet:/data/imagenet --models ka_resnet50_l --workers 0 1 2 4 8 16
 
 The plain twin of each model is always measured. Variants: the KAConv model with each backend (reference, eager, fused),
-and its peers SE, SK and CondConv, which need timm (pip install 'kaconv[bench]'). They take turns in every round. The
-times mean something only on a machine that does nothing else meanwhile; benchmarks/README.md says how to read them.
+and its peers SE, SK and CondConv, which need timm (pip install 'kaconv[bench]'). They take turns in every round.
+
+With --input: how many pictures per second are decoded, prepared and augmented, by 0, 1, 2, 4 ... workers, beside what
+the plain and the fused models take, and which of the two limits a training.
+
+The times mean something only on a machine that does nothing else meanwhile; benchmarks/README.md says how to read them.
 """
 
 
@@ -260,6 +433,8 @@ def add_bench_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--channels-last", "lay out maps and weights with the channels last", action="store_true")
     add("--rounds", "how often each variant takes its turn (default: 7)", type=int, metavar="INT")
     add("--threads", "torch's threads on the CPU (default: as many as it takes by itself)", type=int, metavar="INT")
+    add("--input", "measure the loading of these pictures, a data spec as for `kaconv train`", metavar="DATA")
+    add("--workers", "numbers of loading processes, with --input (default: 0 1 2 4 ...)", nargs="+", type=int)
     parser.add_argument("--out", metavar="RESULT.json", help="write everything that was measured here, too")
 
 
@@ -267,28 +442,42 @@ def run_bench(args: argparse.Namespace) -> None:
     """Measure, print the tables, write the result."""
     from kaconv.benchmark import RESULT_KEYS, format_benchmark, run_benchmark
     from kaconv.files import write_json
+    from kaconv.input_speed import format_input_benchmark, run_input_benchmark
 
     if args.out is not None:
         check_result_path(Path(args.out), "bench", RESULT_KEYS)
     options = {name: value for name, value in vars(args).items() if name not in ("run", "out")}
-    result = run_benchmark(**options, progress=True)
-    print(format_benchmark(result))
+    if data := options.pop("input", None):
+        if "variants" in options:
+            raise ValueError("--variants has no meaning with --input, which measures the plain and the fused models")
+        result = run_input_benchmark(data, **options, progress=True)
+        print(format_input_benchmark(result))
+    elif "workers" in options:
+        raise ValueError("--workers has a meaning only with --input DATA")
+    else:
+        result = run_benchmark(**options, progress=True)
+        print(format_benchmark(result))
     if args.out is not None:
         write_json(args.out, result)
+
+
+def check_out_file(path: Path, suffix: str) -> None:
+    """ValueError if a file with this ending cannot be written there."""
+    from kaconv.training.config import file_in_the_way
+
+    if path.is_dir():
+        raise ValueError(f"output {path} is a folder; give a file's name")
+    if path.suffix != suffix:
+        raise ValueError(f"output must end in {suffix}, got {str(path)!r}")
+    if file := file_in_the_way(path.parent):
+        raise ValueError(f"output {path} cannot be written: {file} is a file, not a folder")
 
 
 def check_result_path(path: Path, command: str, keys: set[str]) -> None:
     """ValueError if `command`'s result, a dict with `keys`, cannot be written there, or would replace another file."""
     import json
 
-    from kaconv.training.config import file_in_the_way
-
-    if path.is_dir():
-        raise ValueError(f"--out {path} is a folder; give a file's name")
-    if path.suffix != ".json":
-        raise ValueError(f"--out must end in .json, got {str(path)!r}")
-    if file := file_in_the_way(path.parent):
-        raise ValueError(f"--out {path} cannot be written: {file} is a file, not a folder")
+    check_out_file(path, ".json")
     if not path.exists():
         return
     try:

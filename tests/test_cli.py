@@ -106,6 +106,12 @@ def test_only_a_result_is_replaced_by_a_result(folder, tmp_path, capsys, monkeyp
         assert main([str(item) for item in [*argv, tmp_path / "b.json"]]) == 0
 
 
+def test_mistakes_in_prediction_are_explained_in_a_line(folder, tmp_path, capsys):
+    assert "no checkpoint" in error_of(capsys, ["predict", "--checkpoint", tmp_path / "x", "a.png"])
+    argv = ["predict", "--checkpoint", folder / "best.safetensors", "--topk", "0", "a.png"]
+    assert "topk must be a whole number of at least 1, got 0" in error_of(capsys, argv)
+
+
 def test_bounds_of_evaluation_are_explained_in_a_line(folder, capsys):
     argv = ["evaluate", "--checkpoint", folder / "best.safetensors", "--data", "fake"]
     assert "batch_size must be a whole number from 1" in error_of(capsys, [*argv, "--batch-size", "0"])
@@ -132,6 +138,8 @@ def test_a_broken_picture_is_one_line(tmp_path, capsys, workers):
         (["train", "--model", "resnet11_cifar"], "--out"),
         ([*TRAIN, "--out", "x", "--epochs", "many"], "invalid int value: 'many'"),
         ([*TRAIN, "--out", "x", "--epoch", "3"], "unrecognized arguments: --epoch"),
+        (["predict", "--checkpoint", "x"], "IMAGE"),
+        (["export", "--checkpoint", "x", "--format", "tf"], "choose from 'onnx', 'pt2'"),
     ],
 )
 def test_wrong_arguments_exit_with_2(capsys, argv, message):
@@ -146,6 +154,9 @@ def test_wrong_arguments_exit_with_2(capsys, argv, message):
         (["--help"], "  kaconv train --model ka_resnet29_cifar_l --data digits"),
         (["train", "--help"], "  kaconv train --model ka_resnet29_cifar_l --data digits"),
         (["evaluate", "--help"], "  kaconv evaluate --checkpoint runs/"),
+        (["predict", "--help"], "  kaconv predict --checkpoint ka_resnet50_l.safetensors cat.jpg"),
+        (["convert", "--help"], "  kaconv convert best_model.pkl ka_resnet50_l.safetensors"),
+        (["export", "--help"], "  kaconv export --checkpoint runs/first/best.safetensors --format onnx"),
     ],
 )
 def test_help_teaches_with_an_example(capsys, argv, example):

@@ -1,3 +1,7 @@
+import pickle
+import urllib.error
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -5,6 +9,8 @@ from torch import nn
 
 import kaconv
 from kaconv import KAConv2d, create_model, list_models
+from kaconv.checkpoints import save_checkpoint
+from kaconv.data import DIGITS
 from kaconv.models.resnet import ResNet
 from kaconv.paper import TABLE
 
@@ -134,6 +140,13 @@ def test_options_reach_every_layer():
         ({"name": "ka_resnet50"}, "unknown model 'ka_resnet50'; did you mean ka_resnet50_"),
         ({"name": "zzz"}, "unknown model 'zzz'; choose from ka_mobilenetv2_050_h, "),
         ({"name": "resnet50", "num_classes": 0}, "num_classes must be an integer of at least 1; got 0"),
+        ({"name": "resnet50", "weights": True}, "weights must be a path or 'torchvision'; got True"),
+        ({"name": "resnet50", "weights": "torchvision", "num_classes": 5}, "are for 1000 classes, not 5"),
+        (
+            {"name": "mobilenetv2_050", "weights": "torchvision"},
+            "torchvision has no weights of mobilenetv2_050; it has them of resnet50, resnet101, resnext50_32x4d",
+        ),
+        ({"name": "ka_resnet50_l", "weights": "torchvision"}, "torchvision has no weights of ka_resnet50_l"),
         ({"name": "resnet50", "reduction": 8}, "resnet50 has no KAConv2d, so it takes no reduction"),
         ({"name": "resnet11_cifar", "reduction": 8}, "resnet11_cifar has no KAConv2d"),
     ],
@@ -141,6 +154,106 @@ def test_options_reach_every_layer():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         create_model(**arguments)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = create_model("ka_resnet11_cifar_l", num_classes=3)
+    model(torch.randn(4, 3, 8, 8))
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, model, name="ka_resnet11_cifar_l", classes=["a", "b", "c"], preprocessing=DIGITS)
+    return path, model.state_dict()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_classes": 3}, {"backend": "reference"}])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_weights_of_a_checkpoint(checkpoint, arguments, kind):
+    path, expected = checkpoint
+    model = create_model("ka_resnet11_cifar_l", weights=kind(path), **arguments)
+    assert model.training
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert model.layer1[0].conv2.backend == arguments.get("backend", "auto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "ka_resnet11_cifar_h"}, "of ka_resnet11_cifar_l with 3 classes, not of ka_resnet11_cifar_h$"),
+        ({"num_classes": 4}, "of ka_resnet11_cifar_l with 3 classes, not of ka_resnet11_cifar_l with 4 classes$"),
+        ({"name": "resnet50", "num_classes": 4}, "ka_resnet11_cifar_l with 3 classes, not of resnet50 with 4 classes$"),
+        ({"min_hidden": 4}, "the weights do not fit ka_resnet11_cifar_l with 3 classes: size mismatch"),
+    ],
+)
+def test_weights_of_another_model_are_refused(checkpoint, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(**{"name": "ka_resnet11_cifar_l", "weights": checkpoint[0]} | arguments)
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*a\.safetensors"):
+        create_model("resnet50", weights=tmp_path / "a.safetensors")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """PyTorch's cache, empty, and no network."""
+
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_torchvision_s_weights(hub, capsys):
+    state = create_model("mobilenetv2_100").state_dict()
+    torch.save(state, hub / "mobilenet_v2-b0353104.pth")  # IMAGENET1K_V1
+    model = create_model("mobilenetv2_100", weights="torchvision")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert model.training
+    assert not any(getattr(module, "inplace", False) for module in model.modules())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnext50_32x4d", "mobilenetv2_100"])
+def test_every_torchvision_weight_is_its_model_s_v1(name, monkeypatch):
+    urls = []
+
+    def state_dict(url, **options):
+        assert options["weights_only"]
+        urls.append(url)
+        builder = "mobilenet_v2" if "mobilenet" in name else name
+        return torchvision.models.get_model(builder).state_dict()
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", state_dict)
+    create_model(name, weights="torchvision")
+    weights = torchvision.models.get_model_weights("mobilenet_v2" if "mobilenet" in name else name)
+    assert urls == [weights.IMAGENET1K_V1.url]
+
+
+def test_without_a_network_torchvision_s_weights_are_one_error(hub, capsys):
+    with pytest.raises(FileNotFoundError) as caught:
+        create_model("resnet50", weights="torchvision")
+    message = str(caught.value)
+    assert message.startswith(f"cannot get torchvision's weights of resnet50 as {hub / 'resnet50-0676ba61.pth'}: ")
+    assert "Name or service not known>; without a network, put https://" in message
+    assert "\n" not in message
+    assert list(hub.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", pickle.dumps(print, 2)])
+def test_a_bad_download_is_one_error(hub, content):
+    (hub / "resnet50-0676ba61.pth").write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=r"resnet50-0676ba61.pth: .+; remove it$") as caught:
+        create_model("resnet50", weights="torchvision")
+    assert "False" not in str(caught.value)  # torch advises weights_only=False
+    torch.save({"fc.weight": torch.zeros(2)}, hub / "resnet50-0676ba61.pth")
+    with pytest.raises(FileNotFoundError, match=r"do not fit; remove it$"):
+        create_model("resnet50", weights="torchvision")
 
 
 def test_version_is_the_distribution_s():

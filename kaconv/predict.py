@@ -1,0 +1,147 @@
+"""Class names for picture files of all kinds."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kaconv.checkpoints import Checkpoint
+from kaconv.data import Preprocessing
+
+BATCH_SIZE = 32
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
+_BACKGROUND = "white"  # what most pictures with transparent parts are made to be seen on
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """A picture file as it is meant to be seen: RGB, 8 bits, upright; of an animation, the first frame.
+
+    The EXIF orientation is applied. 16-bit grey values are scaled to 8 bits. Transparent parts show a white background.
+    Every format that Pillow reads will do.
+
+    Raises:
+        OSError, ValueError: with the path, if there is no such file, it is no picture, is damaged, or has more pixels
+            than Pillow deems safe (about 179 million).
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = (
+            "it is a folder" if path.is_dir() else "it is no regular file" if path.exists() else "there is no such file"
+        )
+        raise FileNotFoundError(f"cannot read the picture {path}: {what}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata, and of sizes below the limit
+        try:
+            with Image.open(path) as image:
+                image.load()
+                return _as_seen(image)
+        except Image.UnidentifiedImageError:
+            raise ValueError(f"cannot read the picture {path}: it is in no known format") from None
+        except Exception as error:  # damaged data make some decoders raise nearly everything
+            raise ValueError(f"cannot read the picture {path}: {error or type(error).__name__}") from None
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also writes the EXIF data anew, and fails where a tag has an odd value.
+    with contextlib.suppress(Exception):  # a picture with damaged EXIF data is as good as one without
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+    if image.mode == "F":
+        raise ValueError("it has floating-point values of unknown scale")
+    if image.mode == "I" or image.mode.startswith("I;16"):  # what Pillow makes of 16-bit grey; convert would clip it
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its values go from {values.min()} to {values.max()}, beyond 16 bits")
+        image = Image.fromarray((values // 257).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    background = Image.new("RGBA", image.size, _BACKGROUND)
+    return Image.alpha_composite(background, image).convert("RGB")
+
+
+def predict(
+    checkpoint: Checkpoint,
+    paths: Sequence[str | Path],
+    *,
+    topk: int = 5,
+    on_error: Callable[[Exception], None] | None = None,
+    progress: bool = False,
+) -> list[dict]:
+    """The most probable classes of picture files, prepared as the checkpoint says.
+
+    It runs on the GPU if there is one.
+
+    Args:
+        topk: how many classes of each picture to give; all where there are fewer.
+        on_error: called with the error of each picture that cannot be read, which is then left out. None: raise it.
+
+    Returns:
+        In the order of `paths`, a dict for each picture: `path`, and `topk`, a list, the most probable first, of dicts
+        with `class` (its name), `index` and `probability`.
+
+    Raises:
+        FloatingPointError: if the model's outputs are not all finite.
+    """
+    if not isinstance(topk, int) or topk < 1:
+        raise ValueError(f"topk must be a whole number of at least 1, got {topk!r}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = checkpoint.model.to(device)
+    topk = min(topk, len(checkpoint.classes))
+    results = []
+    shown = tqdm(paths, desc="predict", unit="img", leave=False, disable=None if progress else True)
+    for names, images in _batches(shown, checkpoint.preprocessing, on_error):
+        with torch.no_grad():
+            logits = model(images.to(device)).float().cpu()
+        for name, row in zip(names, logits, strict=True):
+            if not row.isfinite().all():
+                raise FloatingPointError(f"the model's outputs are not finite for {name}")
+            probabilities, indices = row.softmax(0).topk(topk)
+            ranked = zip(indices.tolist(), probabilities.tolist(), strict=True)
+            found = [{"class": checkpoint.classes[i], "index": i, "probability": p} for i, p in ranked]
+            results.append({"path": name, "topk": found})
+    return results
+
+
+def _batches(
+    paths: Sequence[str | Path], preprocessing: Preprocessing, on_error: Callable[[Exception], None] | None
+) -> Iterator[tuple[list[str], Tensor]]:
+    transform = preprocessing.eval_transform()
+    names, images = [], []
+    for path in paths:
+        try:
+            image = open_image(path)
+            _check_resized_size(path, image, preprocessing.resize)
+        except (OSError, ValueError) as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        names.append(str(path))
+        images.append(transform(image))
+        if len(images) == BATCH_SIZE:
+            yield names, torch.stack(images)
+            names, images = [], []
+    if images:
+        yield names, torch.stack(images)
+
+
+def _check_resized_size(path: str | Path, image: Image.Image, resize: int) -> None:
+    # The shorter side becomes `resize`: a line of pixels would become a huge picture.
+    if resize**2 * max(image.size) / min(image.size) > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        raise ValueError(f"cannot read the picture {path}: {image.width} x {image.height} pixels are too long a strip")
