@@ -179,6 +179,7 @@ def add_train_parser(subparsers: argparse._SubParsersAction) -> None:
         if field.default is not MISSING and field.default is not None:
             text += f" (default: {str(field.default).lower() if kind is bool else field.default})"
         name, options = f"--{field.name.replace('_', '-')}", {"default": argparse.SUPPRESS, "help": text}
+        options["required"] = field.default is MISSING and field.name != "model"  # which a recipe may give
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, **options)
         else:
@@ -196,9 +197,8 @@ def run_train(args: argparse.Namespace) -> None:
         from kaconv.training.recipes import load_recipe
 
         options = load_recipe(args.recipe) | options
-    for name, alternative in (("model", " or --recipe"), ("out", "")):
-        if name not in options:
-            raise ValueError(f"--{name}{alternative} is required; see kaconv train --help")
+    if "model" not in options:
+        raise ValueError("--model or --recipe is required; see kaconv train --help")
     config = TrainConfig.from_dict(options)
 
     from accelerate import PartialState

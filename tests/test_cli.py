@@ -118,6 +118,20 @@ def test_bounds_of_evaluation_are_explained_in_a_line(folder, capsys):
     assert "workers must be a whole number from 0 to 1024" in error_of(capsys, [*argv, "--workers", "1025"])
 
 
+def test_a_training_wants_a_model(tmp_path, capsys):
+    message = error_of(capsys, ["train", "--out", tmp_path / "a"])
+    assert message == "kaconv: error: --model or --recipe is required; see kaconv train --help\n"
+    message = error_of(capsys, ["train", "--recipe", "resnet11_cifar", "--out", tmp_path / "a"])
+    assert message.startswith("kaconv: error: there is no recipe for 'resnet11_cifar'; choose from resnet50, ")
+
+
+def test_a_recipe_is_overruled_by_options(tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: resnet11_cifar\ndata: fake\nimage_size: 8\nepochs: 7\n")
+    assert main(["train", "--recipe", str(recipe), "--epochs", "1", "--out", str(tmp_path / "a")]) == 0
+    assert "epoch 1/1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_is_one_line(tmp_path, capsys, workers):
     for split in ("train", "val"):
