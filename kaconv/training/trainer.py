@@ -166,6 +166,7 @@ class _Trainer:
                 workers=self.config.workers,
                 progress=self.progress,
                 accelerator=self.accelerator,
+                max_broken=self.config.max_broken,
             )
         except FloatingPointError as error:
             raise _diverged(epoch, f"after epoch {epoch} {error}") from None
