@@ -334,7 +334,7 @@ def test_the_command_prints_a_table_and_writes_the_result(tmp_path, capfd):
         (["--variants", "odconv"], f"unknown variant 'odconv'; choose from {', '.join(VARIANTS)}"),
         (["--rounds", "0"], "rounds must be a whole number >= 1, got 0"),
         (["--batch-size", "-4"], "batch_size must be a whole number >= 1, got -4"),
-        (["--out", "speed.txt"], "--out must end in .json"),
+        (["--out", "speed.txt"], "output must end in .json"),
     ],
 )
 def test_mistakes_are_explained_in_a_line(options, message, capsys):

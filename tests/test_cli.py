@@ -141,7 +141,9 @@ def test_a_broken_picture_is_one_line(tmp_path, capsys, workers):
     broken = tmp_path / "pictures" / "train" / "dog" / "0.png"
     broken.write_bytes(b"no picture")
     argv = [*TRAIN, "--out", tmp_path / "a", "--data", f"folder:{tmp_path / 'pictures'}", "--workers", workers]
-    assert error_of(capsys, argv).startswith(f"kaconv: error: cannot read the picture {broken}: ")
+    message = error_of(capsys, [*argv, "--max-broken", "0"])
+    expected = f"1 picture in epoch 1 cannot be read, more than max_broken=0: {broken}"
+    assert message.splitlines()[-1] == f"kaconv: error: {expected}"
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ def test_unreadable_pictures_are_named_by_the_command(small_checkpoint, imagenet
     assert lines[1] == f"not counted, since unreadable: {broken}"
     assert json.loads((tmp_path / "a.json").read_text())["skipped"] == [str(broken)]
     assert evaluate_on_the_terminal(small_checkpoint, tmp_path, "--max-broken", 0) == 2
-    message = f"kaconv: error: 1 pictures to evaluate on cannot be read, more than max_broken=0: {broken}\n"
+    message = f"kaconv: error: 1 picture to evaluate on cannot be read, more than max_broken=0: {broken}\n"
     assert capsys.readouterr().err.endswith(message)
 
 

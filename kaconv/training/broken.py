@@ -35,6 +35,7 @@ class BrokenPictures:
         """ValueError if there are too many."""
         if len(self.names) > self.most:
             some = ", ".join(self.names[:_NAMED]) + (", ..." if len(self.names) > _NAMED else "")
+            pictures = f"{len(self.names)} picture{'s' * (len(self.names) > 1)}"
             raise ValueError(
-                f"{len(self.names)} pictures {self.where} cannot be read, more than max_broken={self.most}: {some}"
+                f"{pictures} {self.where} cannot be read, more than max_broken={self.most}: {some}"
             )
