@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 import kaconv
 from kaconv.complexity import Complexity, complexity
 from kaconv.models import create_model, list_models
+from kaconv.ops.cpu_taps import release_scratch
 from kaconv.peers import PEERS, create_peer, peer_name
 from kaconv.provenance import provenance
 from kaconv.roofline import LayerCost, Peaks, floor_seconds, layer_costs, measure_peaks, synchronise, timed
@@ -247,6 +248,7 @@ class _Subject:
         with self._mode(mode):
             for _ in range(WARM_UP_STEPS):
                 seconds = timed(lambda: self._step(mode), self.device)
+            release_scratch()  # a buffer that outlives the step counts, too
             self.peaks[mode] = peak_bytes(lambda: self._step(mode), self.device)
         self.steps[mode] = max(1, math.ceil(MIN_SECONDS / seconds))
 

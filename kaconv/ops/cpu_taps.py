@@ -208,6 +208,11 @@ class CPUTaps:
         _function(name, self._x.dtype)(ctypes.byref(problem), *values)
 
 
+def release_scratch() -> None:
+    """Free the buffer that is kept for the next layer's maps."""
+    _Scratch._kept.clear()
+
+
 def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
     function = getattr(native.library(), f"{name}_{'double' if dtype == torch.float64 else 'float'}")
     function.restype = None

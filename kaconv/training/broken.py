@@ -36,6 +36,4 @@ class BrokenPictures:
         if len(self.names) > self.most:
             some = ", ".join(self.names[:_NAMED]) + (", ..." if len(self.names) > _NAMED else "")
             pictures = f"{len(self.names)} picture{'s' * (len(self.names) > 1)}"
-            raise ValueError(
-                f"{pictures} {self.where} cannot be read, more than max_broken={self.most}: {some}"
-            )
+            raise ValueError(f"{pictures} {self.where} cannot be read, more than max_broken={self.most}: {some}")
