@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import kaconv.training.trainer as trainer
@@ -173,6 +174,25 @@ def test_a_full_disk_loses_nothing(tmp_path, whole, monkeypatch):
     assert [path.name for path in states.state_files(tmp_path / "a")][-1] == "state-00002-0000000.pt"
     assert not list((tmp_path / "a").glob(".*"))
     assert_same(fit(config, progress=False), whole)
+
+
+def test_unreadable_pictures_are_named_and_passed_over(tmp_path, caplog):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (8, 8), (30 * number, 0, 0)).save(tmp_path / f"pictures/{split}/{name}/{number}.png")
+    broken = tmp_path / "pictures" / "train" / "dog" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    config = config_for(tmp_path / "a", data=f"folder:{tmp_path / 'pictures'}", batch_size=8, max_broken=1)
+    with caplog.at_level(logging.WARNING, "kaconv"):
+        run = fit(config, progress=False)
+    assert caplog.text.count(f"{broken} cannot be read and is passed over") == config.epochs
+    counted = [epoch["train_error"] * 15 / 100 for epoch in run.history]  # errors among the 15 others
+    assert counted == pytest.approx([round(errors) for errors in counted])
+    with pytest.raises(ValueError, match=rf"^1 picture in epoch 1 cannot be read, more than max_broken=0: {broken}$"):
+        fit(replace(config, out=str(tmp_path / "b"), max_broken=0), progress=False)
+    assert not (tmp_path / "b" / "last.safetensors").exists()
 
 
 def start(config: TrainConfig, **options) -> subprocess.Popen:

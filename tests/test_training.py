@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch.multiprocessing import spawn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+import kaconv
 import kaconv.training.trainer as trainer
 from kaconv.data import load_data
 from kaconv.models import create_model
@@ -397,6 +399,17 @@ def test_recipes_are_the_paper_s(name, tmp_path):
     assert not config.nesterov
     factors = [0.92**epoch for epoch in (0, 30, 99)] if mobile else [1, 0.1, 1e-3]
     assert [config.lr_factor(epoch) for epoch in (0, 30, 99)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(kaconv.__file__).parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_recipes_are_parameters_of_the_training_notebook(path):
+    notebook = Path(kaconv.__file__).parents[1] / "notebooks" / "02_training.ipynb"
+    cells = json.loads(notebook.read_text())["cells"]
+    parameters = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    names = set(re.findall(r"^(\w+):", parameters, re.M))
+    assert yaml.safe_load(path.read_text()).keys() <= names
 
 
 def test_recipes_of_one_s_own(tmp_path):
