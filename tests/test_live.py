@@ -1,5 +1,7 @@
 from types import SimpleNamespace
 
+import numpy as np
+
 import kaviz.live
 from kaviz import LiveCurves
 
@@ -36,3 +38,13 @@ def test_curves_follow_the_epochs_at_their_own_pace(monkeypatch, capsys):
         "2 of 2 trainings done\nresnet11_cifar, seed 0: test error 40.00 %, 2 s\n"
         "resnet11_cifar, seed 1: test error 40.00 %, 2 s\n"
     )
+
+
+def test_a_training_that_still_runs_has_a_shorter_line(monkeypatch):
+    shown = []
+    monkeypatch.setattr(kaviz.live, "display", shown.append)
+    live = LiveCurves(trainings=2, every=0)
+    live.update(run_of(5, finished=True))
+    live.update(run_of(2, seed=1))
+    first, second, mean = (line.get_ydata() for line in shown[-1].axes[0].lines)
+    assert [np.isfinite(line).sum() for line in (first, second, mean)] == [5, 2, 2]

@@ -135,7 +135,9 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], key: str, label: str) -> None:
     color = VARIANT_COLORS[variant]
     seeds = sorted({row["seed"] for row in rows})
     epochs = sorted({row["epoch"] for row in rows})
-    values = np.array([[row[key] for row in rows if row["seed"] == seed] for seed in seeds])
+    # A training that still runs has fewer epochs: its line ends there, and with it the mean over seeds.
+    found = {(row["seed"], row["epoch"]): row[key] for row in rows}
+    values = np.array([[found.get((seed, epoch), np.nan) for epoch in epochs] for seed in seeds])
     # A test without errors has no place on a log scale: it is drawn at the bottom as half an error would be.
     values = np.maximum(values, values[values > 0].min() / 2 if (values > 0).any() else 1e-3)
     if len(seeds) > 1:
