@@ -25,17 +25,11 @@ class CPUSyncBatchNorm(_BatchNorm):
         centred = input - _along_channels(mean, input)
         var = _SumOfProcesses.apply(centred.square().sum(axes)) / count
         if self.track_running_stats:
-            self._follow(mean.detach(), (var * count / (count - 1)).detach())
+            update_running_statistics(self, mean.detach(), (var * count / (count - 1)).detach())
         normalised = centred * _along_channels((var + self.eps).rsqrt(), input)
         if self.affine:
             normalised = normalised * _along_channels(self.weight, input) + _along_channels(self.bias, input)
         return normalised
-
-    def _follow(self, mean: Tensor, unbiased: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
-        self.running_mean.data.lerp_(mean, momentum)
-        self.running_var.data.lerp_(unbiased, momentum)
 
 
 SYNCHRONISED = (nn.SyncBatchNorm, CPUSyncBatchNorm)
@@ -50,6 +44,15 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
             if isinstance(module, _BatchNorm):
                 setattr(parent, name, _for_cpu(module))
     return model
+
+
+def update_running_statistics(norm: _BatchNorm, mean: Tensor, unbiased_var: Tensor) -> None:
+    """Move a batch norm's running statistics, (C,), towards a batch's, as its own forward pass in training does."""
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
+    for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased_var)):
+        # .data, because F.batch_norm's update is no new version either: a graph of an earlier pass may hold the buffer.
+        running.data.lerp_(value.to(running.dtype), momentum)
 
 
 def has_other_processes() -> bool:

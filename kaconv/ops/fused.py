@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kaconv.layers.sync import SYNCHRONISED, has_other_processes
+from kaconv.layers.sync import SYNCHRONISED, has_other_processes, update_running_statistics
 from kaconv.ops.geometry import Geometry
 
 
@@ -90,7 +90,9 @@ def kaconv2d(
             call.taps = taps_type(x, weight, geometry)
             call.group = _process_group(norm)
             mean, var, call.values = _over_processes(*call.taps.moments(), _pixels(x, geometry) * len(x), call.group)
-            _update_running_statistics(norm, mean, var, call.values)
+            if norm.training and norm.track_running_stats:
+                unbiased = var * (call.values / (call.values - 1))
+                update_running_statistics(norm, mean.flatten(), unbiased.flatten())
         else:
             mean, var = norm.running_mean.to(dtype).view(shape), norm.running_var.to(dtype).view(shape)
         r = (var + norm.eps).rsqrt()
@@ -152,17 +154,6 @@ def _over_processes(
     mean = (means * counts).sum(dim=0) / total
     var = ((variances + (means - mean).square()) * counts).sum(dim=0) / total
     return mean, var, int(total[0, 0])
-
-
-def _update_running_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, values: int) -> None:
-    if not (norm.training and norm.track_running_stats):
-        return
-    norm.num_batches_tracked.add_(1)
-    momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
-    unbiased = var * (values / (values - 1))
-    for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-        # .data, because F.batch_norm's update is no new version either: a graph of an earlier pass may hold the buffer.
-        running.data.lerp_(value.flatten().to(running.dtype), momentum)
 
 
 @dataclass
