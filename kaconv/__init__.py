@@ -5,18 +5,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kaconv.capture import AttentionCapture, AttentionRecord
+    from kaconv.interventions import intervene
     from kaconv.layers import KAConv2d
     from kaconv.models import create_model, list_models
     from kaconv.ops import use_backend
+    from kaconv.statistics import AttentionStatistics, attention_statistics
 
 __version__ = "0.1.0"
-__all__ = ["AttentionCapture", "AttentionRecord", "KAConv2d", "create_model", "list_models", "use_backend"]
+__all__ = [
+    "AttentionCapture",
+    "AttentionRecord",
+    "AttentionStatistics",
+    "KAConv2d",
+    "attention_statistics",
+    "create_model",
+    "intervene",
+    "list_models",
+    "use_backend",
+]
 
 _MODULES = {
     "AttentionCapture": "capture",
     "AttentionRecord": "capture",
+    "AttentionStatistics": "statistics",
     "KAConv2d": "layers",
+    "attention_statistics": "statistics",
     "create_model": "models",
+    "intervene": "interventions",
     "list_models": "models",
     "use_backend": "ops",
 }

@@ -78,6 +78,16 @@ def test_a_training_that_breaks_off_again_and_again(tmp_path, whole, monkeypatch
     assert_same(fit(config, progress=False), whole)
 
 
+def test_every_epoch_is_kept_whatever_interrupts(tmp_path, whole, monkeypatch):
+    config = config_for(tmp_path / "a", keep_epochs=True)
+    for steps in (2, 2):
+        break_off(monkeypatch, config, steps)
+    run = fit(config, progress=False)
+    assert_same(run, whole)
+    assert list(run.kept_epochs()) == [0, 1, 2]
+    assert load_file(run.checkpoint_path(0)).keys() == load_file(run.checkpoint_path(2)).keys()
+
+
 def test_breaking_off_while_the_epoch_is_written(tmp_path, whole, monkeypatch):
     """After the weights, before the metrics; after the metrics, before the state."""
     config = config_for(tmp_path / "a")

@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset
 
 import kaconv
 import kaconv.training.trainer as trainer
+from kaconv.checkpoints import load_checkpoint
 from kaconv.data import load_data
 from kaconv.models import create_model
 from kaconv.training import Run, TrainConfig, evaluate, evaluate_checkpoint, fit
@@ -81,6 +82,31 @@ def test_weights_are_those_of_their_epochs(run):
         assert result["n"] == 50
     with pytest.raises(ValueError, match="which must be one of best, last, got 'first'"):
         run.load_checkpoint("first")
+
+
+def test_the_weights_of_every_epoch_are_kept_on_demand(tmp_path, run):
+    kept = fit(config_for(tmp_path / "a", keep_epochs=True), progress=False)
+    assert list(kept.kept_epochs()) == [0, 1, 2]
+    assert run.kept_epochs() == {}
+    assert all(torch.equal(value, weights(run)[name]) for name, value in weights(kept, 2).items())
+    untrained = load_checkpoint(kept.kept_epochs()[0])
+    assert untrained.info["epoch"] == 0
+    torch.manual_seed(0)
+    fresh = create_model("resnet11_cifar", num_classes=10).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in untrained.model.state_dict().items())
+
+
+def test_weights_that_an_earlier_training_kept_do_not_stay(tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Trainer, "_save_state", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config_for(tmp_path / "a", keep_epochs=True), progress=False)
+    assert {"epoch_000.safetensors", "epoch_001.safetensors"} <= {path.name for path in (tmp_path / "a").iterdir()}
+    fit(config_for(tmp_path / "a"), progress=False)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
 
 
 def test_best_is_the_first_of_equals(tmp_path, monkeypatch):

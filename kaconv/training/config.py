@@ -13,7 +13,7 @@ STEP_MILESTONES = (0.3, 0.6, 0.9)  # shares of the epochs: 30, 60 and 90 of the 
 STEP_FACTOR = 0.1
 EXPONENTIAL_FACTOR = 0.92  # of each epoch, as the paper trains MobileNetV2
 # Fields that say where things lie and how the work is done, not what is trained.
-WHERE_ONLY = ("out", "data_root", "workers", "prefetch", "accumulation", "save_minutes", "max_broken")
+WHERE_ONLY = ("out", "data_root", "workers", "prefetch", "accumulation", "save_minutes", "max_broken", "keep_epochs")
 
 
 def _option(default: object, help: str) -> object:
@@ -55,6 +55,7 @@ class TrainConfig:
     max_broken: int = _option(10, "unreadable pictures to pass over before giving up, in an epoch and in a test")
     mixed_precision: str = _option("no", "no, bf16 or fp16")
     channels_last: bool = _option(False, "keep maps with the channels last: quicker on most GPUs")
+    keep_epochs: bool = _option(False, "keep the weights of every epoch, and those before the first")
     save_minutes: float = _option(10.0, "how often to save what is needed to go on after a crash; 0: after every step")
 
     def validate(self) -> None:
@@ -164,6 +165,7 @@ _RULES: dict[str, Rule] = {
     "prefetch": _whole(1, MOST_WORKERS),
     "max_broken": _whole(0),
     "channels_last": _TRUE_OR_FALSE,
+    "keep_epochs": _TRUE_OR_FALSE,
     "save_minutes": ("a number >= 0", _is_number(lambda value: 0 <= value < math.inf)),
     "lr": ("a number > 0", _is_number(lambda value: 0 < value < math.inf)),
     "momentum": ("a number in [0, 1)", _is_number(lambda value: 0 <= value < 1)),

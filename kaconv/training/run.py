@@ -1,5 +1,7 @@
 """A training's folder: config.yaml, metrics.jsonl, tensorboard/, last and best.safetensors, summary.json.
 
+With `keep_epochs` also epoch_000.safetensors, the weights before the first epoch, and those after each.
+
 Until it has finished, there are also the states from which it can go on (`kaconv.training.state`).
 """
 
@@ -69,9 +71,15 @@ class Run:
             raise ValueError(f"which must be one of {', '.join(CHECKPOINTS)}, got {which!r}")
         return load_checkpoint(self.checkpoint_path(which))
 
-    def checkpoint_path(self, which: str) -> Path:
-        """Where the "best" or "last" weights lie."""
-        return self.folder / f"{which}.safetensors"
+    def checkpoint_path(self, which: str | int) -> Path:
+        """Where the "best" or "last" weights lie; or those of an epoch, where they are kept (`keep_epochs`)."""
+        name = f"epoch_{which:03d}" if isinstance(which, int) else which
+        return self.folder / f"{name}.safetensors"
+
+    def kept_epochs(self) -> dict[int, Path]:
+        """The weights after each epoch that were kept, in the order of the epochs; 0 is before the first."""
+        paths = {epoch: self.checkpoint_path(epoch) for epoch in range(self.config.epochs + 1)}
+        return {epoch: path for epoch, path in paths.items() if path.is_file()}
 
 
 def find_finished_run(config: TrainConfig) -> Run | None:
@@ -110,7 +118,9 @@ def write_config(run: Run) -> None:
 
 def clear_run(run: Run) -> None:
     """Remove what an interrupted training left, but for its weights, which the new ones replace in one step each."""
-    for path in (run.folder / SUMMARY, run.folder / METRICS):
+    untrained = run.checkpoint_path(0) if run.config.keep_epochs else None  # this training has written it already
+    kept = (path for path in run.folder.glob("epoch_*.safetensors") if path != untrained)
+    for path in (run.folder / SUMMARY, run.folder / METRICS, *kept):
         path.unlink(missing_ok=True)
     shutil.rmtree(run.folder / TENSORBOARD, ignore_errors=True)
 

@@ -120,6 +120,8 @@ class _Trainer:
         first_epoch, first_step = (1, 0) if state is None else self._restore(state)
         if self.writes:
             write_config(run)
+            if self.config.keep_epochs and state is None:
+                self._save_weights({"epoch": 0}, (0,))
         with ExitStack() as stack:
             stack.enter_context(self._noting_sigterm())
             writer = stack.enter_context(closing(self._writer(first_epoch))) if self.writes and run.history else None
@@ -131,7 +133,8 @@ class _Trainer:
                     clear_run(run)
                     writer = stack.enter_context(closing(self._writer(epoch)))
                 if self.writes:
-                    self._save_weights(metrics, ("best", "last") if metrics is best else ("last",))
+                    kept = (epoch,) if self.config.keep_epochs else ()
+                    self._save_weights(metrics, (*kept, "last", *(("best",) if metrics is best else ())))
                     self._report(metrics, writer)
                 self._save_state(epoch + 1, 0)
                 self._leave_if_terminated(epoch + 1, 0)
@@ -340,15 +343,15 @@ class _Trainer:
 
     # Reports ------------------------------------------------------------------------------------------------------
 
-    def _save_weights(self, metrics: dict, names: Iterable[str]) -> None:
-        for name in names:
+    def _save_weights(self, metrics: dict, which: Iterable[str | int]) -> None:
+        for each in which:
             save_checkpoint(
-                self.run.checkpoint_path(name),
+                self.run.checkpoint_path(each),
                 self.tested,
                 name=self.config.model,
                 classes=self.data.classes,
                 preprocessing=self.data.preprocessing,
-                info={key: metrics[key] for key in RESULT} | {"config": self.config.identity()},
+                info={key: metrics[key] for key in RESULT if key in metrics} | {"config": self.config.identity()},
             )
 
     def _report(self, metrics: dict, writer: SummaryWriter) -> None:
