@@ -62,7 +62,7 @@ def table_rows(results_dir: Path = RESULTS_DIR, progress: bool = False) -> list[
 def read_results(results_dir: Path) -> dict[str, dict[str, Any]]:
     """The newest ImageNet result of each model among the JSON files that `kaconv evaluate --out` wrote there.
 
-    A dict per model: top1_error and top5_error (percent), n (pictures), image_size, provenance, file.
+    A dict per model: top1_error and top5_error (percent), n (pictures), image_size, protocol, provenance, file.
 
     Raises:
         FileNotFoundError: if there is no such folder; only `RESULTS_DIR` may be missing.
@@ -91,6 +91,7 @@ def _measured(result: dict[str, Any]) -> dict[str, Any]:
         "top5_error": float(result["top5_error"]),
         "n": int(result["n"]),
         "image_size": int(result["image_size"]),
+        "protocol": str(result["protocol"]),
         "provenance": provenance | {"date": str(provenance["date"])},
     }
 
@@ -139,6 +140,8 @@ def _describe_measured(measured: dict[str, Any]) -> str:
         text += f" of {measured['n']:,} pictures"
     if measured["image_size"] != 224:
         text += f" at {measured['image_size']}²"
+    elif measured["protocol"] != "paper":
+        text += ", prepared otherwise than in the paper"
     return text
 
 

@@ -95,7 +95,15 @@ def test_a_model_without_parameters_costs_nothing():
 def result(model="resnet50", data="imagenet:/data", top1=24.0, date="2026-01-01"):
     provenance = {"date": date, "machine": "m"}
     errors = {"top1_error": top1, "top5_error": 7.0}
-    return {"model": model, "data": data, "n": 50000, "image_size": 224, **errors, "provenance": provenance}
+    return {
+        "model": model,
+        "data": data,
+        "n": 50000,
+        "image_size": 224,
+        "protocol": "paper",
+        **errors,
+        "provenance": provenance,
+    }
 
 
 def test_measured_results_are_shown(tmp_path):
@@ -118,6 +126,9 @@ def test_a_result_of_another_protocol_says_so(tmp_path):
     (tmp_path / "small.json").write_text(json.dumps(result() | {"n": 1000, "image_size": 64}))
     row = table_row(TABLE[0], read_results(tmp_path)["resnet50"])
     assert "24.00 / 7.00 of 1,000 pictures at 64²" in format_table([row])
+    (tmp_path / "small.json").write_text(json.dumps(result() | {"protocol": "checkpoint"}))
+    row = table_row(TABLE[0], read_results(tmp_path)["resnet50"])
+    assert "24.00 / 7.00, prepared otherwise than in the paper" in format_table([row])
 
 
 @pytest.mark.parametrize(

@@ -179,4 +179,8 @@ _RULES: dict[str, Rule] = {
     "workers": _whole(0, MOST_WORKERS),
     "mixed_precision": _is_one_of("no", "bf16", "fp16"),
 }
-EVALUATION_RULES: dict[str, Rule] = {"batch_size": _whole(1, MOST_PICTURES), "workers": _RULES["workers"]}
+EVALUATION_RULES: dict[str, Rule] = {
+    "batch_size": _whole(1, MOST_PICTURES),
+    "workers": _RULES["workers"],
+    "max_broken": _RULES["max_broken"],
+}

@@ -32,7 +32,6 @@ HEADERS = {
     PER_CLASS: ("index", "class", "n", "top1_error", "top5_error", "most_frequent_mistake", "times"),
     MISTAKES: ("picture", "index", "class", "predicted_index", "predicted_class", "probability", "class_probability"),
 }
-_RULES = EVALUATION_RULES | {"max_broken": ("a whole number >= 0", lambda value: type(value) is int and value >= 0)}
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -173,7 +172,7 @@ def evaluate_checkpoint(
             `load_checkpoint`, `load_data` and `evaluate`.
     """
     numbers = {"batch_size": batch_size, "workers": workers, "max_broken": max_broken}
-    check_values(numbers, _RULES)
+    check_values(numbers, EVALUATION_RULES)
     if details is not None:
         check_details_folder(Path(details))
     checkpoint = load_checkpoint(path)
