@@ -4,10 +4,10 @@ SPEC ?= reports/specs/default.yaml
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup report test lint lab lock clean
+.PHONY: help setup report test test-ui lab lock clean
 
 help:  ## show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: .venv/.ready  ## create .venv with the pinned packages and this project
 
@@ -28,6 +28,9 @@ test: .venv/.ready  ## lint, then run the tests (ARGS="..." goes to pytest)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
+
+test-ui: .venv/.ready  ## test the notebooks in Chromium (KAVIZ_SCREENSHOT=FILE.png keeps what the explorer looks like)
+	$(BIN)/python -m pytest tests/ui $(ARGS)
 
 lab: .venv/.ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

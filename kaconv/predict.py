@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -43,16 +44,28 @@ def open_image(path: str | Path) -> Image.Image:
             "it is a folder" if path.is_dir() else "it is no regular file" if path.exists() else "there is no such file"
         )
         raise FileNotFoundError(f"cannot read the picture {path}: {what}")
+    return read_image(path, str(path))
+
+
+def read_image(file: Path | BinaryIO, name: str, *, longest: int | None = None) -> Image.Image:
+    """As `open_image`, from a path or an open file.
+
+    Args:
+        name: what errors call the picture.
+        longest: side in pixels from which on a picture is refused before it is decoded; None: any.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, and of sizes below the limit
         try:
-            with Image.open(path) as image:
+            with Image.open(file) as image:
+                if longest is not None and max(image.size) > longest:
+                    raise ValueError(f"it has {image.width} x {image.height} pixels; {longest:,} a side are the most")
                 image.load()
                 return _as_seen(image)
         except Image.UnidentifiedImageError:
-            raise ValueError(f"cannot read the picture {path}: it is in no known format") from None
+            raise ValueError(f"cannot read the picture {name}: it is in no known format") from None
         except Exception as error:  # damaged data make some decoders raise nearly everything
-            raise ValueError(f"cannot read the picture {path}: {error or type(error).__name__}") from None
+            raise ValueError(f"cannot read the picture {name}: {error or type(error).__name__}") from None
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
@@ -126,7 +139,7 @@ def _batches(
     for path in paths:
         try:
             image = open_image(path)
-            _check_resized_size(path, image, preprocessing.resize)
+            check_resized_size(path, image, preprocessing.resize)
         except (OSError, ValueError) as error:
             if on_error is None:
                 raise
@@ -141,7 +154,7 @@ def _batches(
         yield names, torch.stack(images)
 
 
-def _check_resized_size(path: str | Path, image: Image.Image, resize: int) -> None:
-    # The shorter side becomes `resize`: a line of pixels would become a huge picture.
+def check_resized_size(path: str | Path, image: Image.Image, resize: int) -> None:
+    """ValueError for a line of pixels that would become a huge picture, when its shorter side becomes `resize`."""
     if resize**2 * max(image.size) / min(image.size) > (Image.MAX_IMAGE_PIXELS or float("inf")):
         raise ValueError(f"cannot read the picture {path}: {image.width} x {image.height} pixels are too long a strip")

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 from kaviz.style import set_style
 
 if TYPE_CHECKING:
+    from kaviz.explorer import AttentionExplorer
     from kaviz.live import LiveCurves
 
-__all__ = ["LiveCurves", "set_style"]
+__all__ = ["AttentionExplorer", "LiveCurves", "set_style"]
+
+_MODULES = {"AttentionExplorer": "explorer", "LiveCurves": "live"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch on first use, so that `kaviz --help` answers at once."""
-    if name != "LiveCurves":
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module("kaviz.live").LiveCurves
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

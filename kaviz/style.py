@@ -1,6 +1,8 @@
 """One look for every figure: palette, colour maps, sizes."""
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and line styles tell them apart in grey.
 VARIANT_COLORS = {"plain": "#4D4D4D", "L": "#0072B2", "H": "#D55E00"}
@@ -39,3 +41,19 @@ def set_style() -> None:
 def variant_of(model_name: str) -> str:
     """ "plain", "L" or "H": which form of a model a name of `kaconv.list_models()` stands for."""
     return model_name[-1].upper() if model_name.startswith("ka_") else "plain"
+
+
+def canvas(ax: Axes | None, size: tuple[float, float]) -> Figure | SubFigure:
+    """Where to draw: a new figure of this size in inches, or, in place of `ax`, that part of its figure.
+
+    Raises:
+        ValueError: for axes that are not in a grid, as those of `Figure.subplots` are.
+    """
+    if ax is None:
+        return Figure(figsize=size, layout="constrained")
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ValueError("ax must be one of a grid of axes, as Figure.subplots gives them")
+    figure = ax.figure
+    ax.remove()
+    return figure.add_subfigure(place)

@@ -1,96 +1,36 @@
-"""What a record of attention shows: the k×k maps themselves, how far they move with the input, how even they are.
+"""Statistics of a record of attention, layer by layer: how far the maps move with the input, how even they are, where
+they lie, and how far apart those of the classes are.
 
-All maps of a figure share one diverging scale, white at 1/k² ("no preference"), which its colour bar marks.
+Each function makes a figure of its own, or draws in the place of `ax`, and attaches its numbers as a table, which
+`kaviz.figures.figure_data` gives back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from kaconv.capture import AttentionRecord
-from kaviz.style import DIVERGING, SEQUENTIAL, VARIANT_COLORS, WIDTH
+from kaviz.figures import attach_data
+from kaviz.plots.maps import FEW_LAYERS, draw_position_means, figure_title, position_means_height
+from kaviz.style import SEQUENTIAL, VARIANT_COLORS, WIDTH, canvas
 
 _GROUP_COLORS = {"trained": VARIANT_COLORS["L"], "untrained": "#CCCCCC"}
-_CELL = 0.85  # inches: largest side of a map
+_PERCENTILES = {"whislo": 5, "q1": 25, "med": 50, "q3": 75, "whishi": 95}
+_MOST_NAMED_CLASSES = 30  # more names than that cannot be read along an axis
+
+Groups = Mapping[str, Mapping[str, Any]]  # "trained" or "untrained", layer -> values or value
 
 
-def most_dependent_channels(record: AttentionRecord, layer: str, count: int) -> np.ndarray:
-    """The `count` channels of a layer whose maps move most with the input, most first."""
-    return np.argsort(-record.input_dependence(layer), kind="stable")[:count]
-
-
-def plot_layer_maps(
-    record: AttentionRecord, samples: Sequence[int], pictures: np.ndarray, titles: Sequence[str]
-) -> Figure:
-    """The attention of a few samples in every layer, averaged over the channels.
-
-    Args:
-        samples: their places in the record.
-        pictures: of these samples, (len(samples), H, W, 3) or (len(samples), H, W), in [0, 1].
-        titles: of these samples.
-    """
-    maps = [[record.attention[layer][sample].mean(axis=-1) for sample in samples] for layer in record.layers]
-    return _map_grid(maps, record.layers, titles, pictures, "Attention, mean over the channels")
-
-
-def plot_channel_maps(
-    record: AttentionRecord,
-    layer: str,
-    channels: Sequence[int],
-    samples: Sequence[int],
-    pictures: np.ndarray,
-    titles: Sequence[str],
-) -> Figure:
-    """The attention of a few samples in some channels of one layer; arguments as in `plot_layer_maps`."""
-    maps = [[record.attention[layer][sample, ..., channel] for sample in samples] for channel in channels]
-    names = [f"channel {channel}" for channel in channels]
-    return _map_grid(maps, names, titles, pictures, f"Attention in {layer}")
-
-
-def plot_class_maps(
-    record: AttentionRecord,
-    layer: str,
-    channels: Sequence[int],
-    pictures: np.ndarray,
-    classes: Sequence[str],
-) -> Figure:
-    """Mean attention of each class in some channels of one layer.
-
-    Args:
-        pictures: one for each class, such as its mean picture, (classes, H, W, 3) or (classes, H, W), in [0, 1].
-        classes: their names.
-    """
-    means = record.class_means(layer)
-    maps = [[mean[..., channel] for mean in means] for channel in channels]
-    names = [f"channel {channel}" for channel in channels]
-    return _map_grid(maps, names, classes, pictures, f"Mean attention of each class in {layer}")
-
-
-def plot_channel_range(record: AttentionRecord, columns: int = 10) -> Figure:
-    """Mean maps of channels of every layer, from the one that moves most with the input to the one that moves least.
-
-    The number under a map is its channel's input dependence. Columns are evenly spaced ranks.
-    """
-    layers = record.layers
-    maps, captions = [], []
-    for layer in layers:
-        dependence = record.input_dependence(layer)
-        ranks = np.linspace(0, len(dependence) - 1, min(columns, len(dependence))).round().astype(int)
-        chosen = np.argsort(-dependence, kind="stable")[ranks]
-        maps.append([record.attention[layer][..., channel].mean(axis=0) for channel in chosen])
-        captions.append([f"{dependence[channel]:.2f}" for channel in chosen])
-    titles = ["moves most", *[""] * (len(maps[0]) - 2), "least"]
-    return _map_grid(maps, layers, titles, None, "Mean maps of channels, and their input dependence", captions)
-
-
-def plot_input_dependence(record: AttentionRecord, reference: AttentionRecord | None = None) -> Figure:
+def plot_input_dependence(
+    record: AttentionRecord, reference: AttentionRecord | None = None, ax: Axes | None = None
+) -> Figure | SubFigure:
     """How far each channel's map moves with the input, layer by layer, and how much of that the class explains.
 
     The second panel (see `AttentionRecord.class_share`) is there where the record has labels.
@@ -99,167 +39,215 @@ def plot_input_dependence(record: AttentionRecord, reference: AttentionRecord | 
         reference: an untrained model's record of the same layers and samples, to compare with.
     """
     panels = 1 if record.labels is None else 2
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    figure = canvas(ax, (WIDTH, 3.6))
     left, *right = figure.subplots(1, panels, squeeze=False)[0]
-    _draw_boxes(left, _by_layer(AttentionRecord.input_dependence, record, reference))
+    frames = [_draw_boxes(left, _by_layer(AttentionRecord.input_dependence, record, reference), "input dependence")]
     left.set_ylim(bottom=0)
     left.set_ylabel("input dependence of a channel\n(total variation distance)")
     left.set_title("How far the maps move with the input")
     for axes in right:
         shares = _by_layer(AttentionRecord.class_share, record, reference)
         for (name, by_layer), offset in zip(shares.items(), _offsets(len(shares)), strict=True):
-            places = np.arange(len(by_layer)) + offset
             percent = [100 * share for share in by_layer.values()]
-            bars = axes.bar(places, percent, 0.34, color=_GROUP_COLORS[name], edgecolor="black")
-            axes.bar_label(bars, fmt="%.0f", padding=2, fontsize="small")
-        chance = 100 * (len(np.unique(record.labels)) - 1) / (len(record) - 1)
-        axes.axhline(chance, color="black", linewidth=1, linestyle=":", label=f"by chance: {chance:.1f}")
+            bars = axes.bar(np.arange(len(by_layer)) + offset, percent, 0.34, color=_GROUP_COLORS[name], edgecolor="k")
+            if len(by_layer) <= FEW_LAYERS:
+                axes.bar_label(bars, fmt="%.0f", padding=2, fontsize="small")
+        chance = (len(np.unique(record.labels)) - 1) / (len(record) - 1)
+        axes.axhline(100 * chance, color="black", linewidth=1, linestyle=":", label=f"by chance: {100 * chance:.1f}")
         axes.legend(loc="upper left", fontsize="small")
         axes.margins(y=0.2)
-        axes.set_ylabel("variance between classes (%)")
+        axes.set_ylabel("share of the variance (%)")
         axes.set_title("How much of it the class explains")
         _name_layers(axes, record.layers)
-    return _with_legend(figure, 1 if reference is None else 2)
+        frames.append(_share_frame(shares | {"by chance": dict.fromkeys(record.layers, chance)}))
+    _legend(figure, 1 if reference is None else 2)
+    return attach_data(figure, pd.concat(frames, ignore_index=True))
 
 
-def plot_entropy(record: AttentionRecord, reference: AttentionRecord | None = None) -> Figure:
+def plot_entropy(
+    record: AttentionRecord, reference: AttentionRecord | None = None, ax: Axes | None = None
+) -> Figure | SubFigure:
     """Entropy of the attention over the kernel's positions, layer by layer, relative to the largest possible.
 
     Args:
         reference: as in `plot_input_dependence`.
     """
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots()
-    _draw_boxes(axes, _by_layer(AttentionRecord.entropy, record, reference))
-    axes.axhline(1, color="black", linewidth=1, linestyle=":")
-    style = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "fontsize": "small"}
-    axes.annotate("uniform: 1/k² at every position", (1, 1), (-2, 3), **style)
-    axes.set_ylim(top=1.04)
-    axes.set_ylabel("entropy / log k²")
-    axes.set_title("How even the attention is, for every sample and channel")
-    return _with_legend(figure, 1 if reference is None else 2)
+    figure = canvas(ax, (WIDTH, 3.4))
+    frame = _draw_entropy(figure.subplots(), record, reference)
+    _legend(figure, 1 if reference is None else 2)
+    return attach_data(figure, frame)
 
 
-def plot_class_distances(record: AttentionRecord, classes: Sequence[str]) -> Figure:
+def plot_deviation(
+    record: AttentionRecord, reference: AttentionRecord | None = None, ax: Axes | None = None
+) -> Figure | SubFigure:
+    """How far the attention is from 1/k², and at which positions, layer by layer.
+
+    Above, on the left, the entropy of every map (sample and channel) as in `plot_entropy`; on the right, what its
+    strongest position gets, in even shares of 1/k²: 1 is "no preference", k² is everything. Below, the mean map over
+    samples and channels: does one position win everywhere?
+
+    Args:
+        reference: as in `plot_input_dependence`.
+    """
+    records = _named(record, reference)
+    below = position_means_height(len(records), len(record.layers))
+    figure = canvas(ax, (WIDTH, 3.6 + below))
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3.6, below])
+    left, right = top.subplots(1, 2)
+    frames = [_draw_entropy(left, record, reference)]
+    frames.append(_draw_boxes(right, _by_layer(_strongest, record, reference), "strongest position × k²"))
+    _mark_even(right, "no preference")
+    right.set_ylim(bottom=0)
+    right.set_ylabel("attention × k²")
+    right.set_title("What the strongest position gets")
+    _legend(top, len(records))
+    means = {
+        name: {layer: source.mean(layer).mean(axis=-1) for layer in record.layers} for name, source in records.items()
+    }
+    frames.append(draw_position_means(bottom, means))
+    return attach_data(figure, pd.concat(frames, ignore_index=True).convert_dtypes())
+
+
+def plot_class_distances(record: AttentionRecord, classes: Sequence[str], ax: Axes | None = None) -> Figure | SubFigure:
     """How far apart the classes' mean maps are, a matrix for each layer, all on one scale."""
     distances = {layer: record.class_distances(layer) for layer in record.layers}
-    columns = min(3, len(distances))
+    columns = min(3 if len(distances) < 10 else 4, len(distances))
     rows = -(-len(distances) // columns)
-    figure = Figure(figsize=(WIDTH, rows * (0.86 * WIDTH / columns + 0.35) + 0.5), layout="constrained")
+    figure = canvas(ax, (WIDTH, rows * (0.86 * WIDTH / columns + 0.5) + 0.5))
     grid = figure.subplots(rows, columns, squeeze=False)
+    named = classes if len(classes) <= _MOST_NAMED_CLASSES else []
+    short = max(map(len, classes)) <= 2
     scale = Normalize(0, max(matrix.max() for matrix in distances.values()) or 1)
     for axes, (layer, matrix) in zip(grid.flat, distances.items(), strict=False):
         image = axes.imshow(matrix, norm=scale, cmap=SEQUENTIAL)
         axes.set_title(layer, fontsize="small")
-        axes.set_xticks(range(len(classes)), classes, fontsize="small", rotation=0 if _short(classes) else 90)
-        axes.set_yticks(range(len(classes)), classes, fontsize="small")
+        if short and len(classes) > 2:
+            axes.set_xlabel(_extreme_pairs(matrix, classes), fontsize="small")
+        axes.set_xticks(range(len(named)), named, fontsize="small", rotation=0 if short else 90)
+        axes.set_yticks(range(len(named)), named, fontsize="small")
         axes.tick_params(length=0)
     for axes in grid.flat[len(distances) :]:
-        axes.remove()
-    figure.colorbar(image, ax=grid, label="total variation distance", shrink=0.8)
-    title = "Distance between the classes' mean maps, mean over the channels"
-    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
-    return figure
-
-
-def _map_grid(
-    maps: Sequence[Sequence[np.ndarray]],
-    row_titles: Sequence[str],
-    column_titles: Sequence[str],
-    pictures: np.ndarray | None,
-    title: str,
-    captions: Sequence[Sequence[str]] | None = None,
-) -> Figure:
-    """Maps (kh, kw) in rows and columns on one scale, with a picture above each column where there are any."""
-    kh, kw = maps[0][0].shape
-    even = 1 / (kh * kw)
-    reach, extend = _reach(np.concatenate([np.ravel(line) for line in maps]), even)
-    columns = max(len(line) for line in maps)
-    rows = len(maps) + (pictures is not None)
-    side = min(_CELL, 0.72 * WIDTH / columns)
-    height = rows * side * (1.05 if captions is None else 1.3) + 0.75
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
         axes.set_axis_off()
-    if pictures is not None:
-        for axes, picture in zip(grid[0], pictures, strict=True):
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-    lines = grid[rows - len(maps) :]
-    for row, line in enumerate(maps):
-        for column, values in enumerate(line):
-            axes = lines[row, column]
-            image = _draw_map(axes, values, Normalize(even - reach, even + reach))
-            if captions:
-                axes.set_xlabel(captions[row][column], fontsize="x-small", labelpad=2)
-        lines[row, 0].set_ylabel(row_titles[row], rotation=0, ha="right", va="center", fontsize="small")
-    for axes, text in zip(grid[0], column_titles, strict=False):
-        axes.set_title(text, fontsize="small", fontweight="normal", loc="center")
-    _attention_bar(figure, image, lines, even, reach, f"1/{kh * kw}", extend)
-    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
-    return figure
+    figure.colorbar(image, ax=grid, label="total variation distance", shrink=0.8)
+    figure_title(figure, "Distance between the classes' mean maps, mean over the channels")
+    frame = pd.DataFrame(
+        [
+            {"layer": layer, "class": classes[one], "other class": classes[other], "distance": distance}
+            for layer, matrix in distances.items()
+            for (one, other), distance in np.ndenumerate(matrix)
+        ]
+    )
+    return attach_data(figure, frame)
 
 
-def _draw_map(axes: Axes, values: np.ndarray, scale: Normalize) -> AxesImage:
-    image = axes.imshow(values, norm=scale, cmap=DIVERGING)
-    # The colours of both ends look alike in grey print: a dot marks the upper quarter of the scale.
-    rows, columns = np.nonzero(values >= (3 * scale.vmax + scale.vmin) / 4)
-    axes.plot(columns, rows, ".", color="black", markersize=3)
-    axes.set_axis_on()
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color("0.7")
-    return image
+def statistics_frame(records: Mapping[Any, AttentionRecord]) -> pd.DataFrame:
+    """What the attention of some records comes to: a row for each record, by its key, and layer.
 
-
-def _reach(values: np.ndarray, even: float) -> tuple[float, str]:
-    """Half of the scale's width, and which ends of the colour bar are open.
-
-    Never more than 1/k², so that the scale ends at no attention at all and at twice the even share.
+    Columns: "input dependence", the median over channels; "share of the variance (%)", what the class explains, where
+    there are labels; "entropy / log k²" and "strongest position × k²", medians over samples and channels; "centre
+    × k²", the mean of the kernel's centre over both.
     """
-    deviation = np.abs(values - even)
-    reach = min(float(deviation.max()), even) or 1e-12  # a map of nothing but the even share still has a scale
-    return reach, "max" if deviation.max() > reach else "neither"
+    rows = []
+    for name, record in records.items():
+        for layer in record.layers:
+            mean = record.mean(layer).mean(axis=-1)
+            height, width = mean.shape
+            share = {} if record.labels is None else {"share of the variance (%)": 100 * record.class_share(layer)}
+            rows.append(
+                {
+                    "record": name,
+                    "layer": layer,
+                    "input dependence": np.median(record.input_dependence(layer)),
+                    **share,
+                    "entropy / log k²": np.median(record.entropy(layer)),
+                    "strongest position × k²": np.median(_strongest(record, layer)),
+                    "centre × k²": mean.size * mean[height // 2, width // 2],
+                }
+            )
+    return pd.DataFrame(rows).set_index(["record", "layer"])
 
 
-def _attention_bar(
-    figure: Figure, image: AxesImage, axes: np.ndarray, even: float, reach: float, share: str, extend: str
-) -> None:
-    label = f"attention (dot: {even + reach / 2:.2f} or more)"
-    bar = figure.colorbar(image, ax=axes, label=label, extend=extend, shrink=0.9, aspect=10 + 4 * len(axes))
-    labels = [f"{even - reach:.3f}", f"{share}\n(even)", f"{even + reach:.3f}"]
-    bar.set_ticks([even - reach, even, even + reach], labels=labels, fontsize="small")
-    bar.ax.axhline(even, color="black", linewidth=1.5)
+def _strongest(record: AttentionRecord, layer: str) -> np.ndarray:
+    """Attention of the strongest position in even shares. (N, C)."""
+    return 1 + record.deviation(layer).max(axis=(1, 2))
+
+
+def _extreme_pairs(matrix: np.ndarray, classes: Sequence[str]) -> str:
+    ones, others = np.triu_indices(len(matrix), k=1)
+    distances = matrix[ones, others]
+    nearest, farthest = (
+        f"{classes[ones[place]]} and {classes[others[place]]} ({distances[place]:.2f})"
+        for place in (distances.argmin(), distances.argmax())
+    )
+    return f"nearest: {nearest}\nfarthest: {farthest}"
+
+
+def _named(record: AttentionRecord, reference: AttentionRecord | None) -> dict[str, AttentionRecord]:
+    return {"trained": record} | ({"untrained": reference} if reference else {})
 
 
 def _by_layer(
     statistic: Callable[[AttentionRecord, str], Any], record: AttentionRecord, reference: AttentionRecord | None
-) -> dict[str, dict[str, Any]]:
-    records = {"trained": record} | ({"untrained": reference} if reference else {})
-    return {name: {layer: statistic(source, layer) for layer in record.layers} for name, source in records.items()}
+) -> Groups:
+    return {
+        name: {layer: statistic(source, layer) for layer in record.layers}
+        for name, source in _named(record, reference).items()
+    }
 
 
 def _offsets(groups: int) -> list[float]:
     return [0.0] if groups == 1 else [-0.2, 0.2]
 
 
-def _draw_boxes(axes: Axes, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def _draw_entropy(axes: Axes, record: AttentionRecord, reference: AttentionRecord | None) -> pd.DataFrame:
+    frame = _draw_boxes(axes, _by_layer(AttentionRecord.entropy, record, reference), "entropy / log k²")
+    _mark_even(axes, "uniform: 1/k² at every position")
+    axes.set_ylim(top=1.04)
+    axes.set_ylabel("entropy / log k²")
+    axes.set_title("How even the maps are")
+    return frame
+
+
+def _draw_boxes(axes: Axes, groups: Groups, quantity: str) -> pd.DataFrame:
     """Box plots by layer: boxes are the middle half, whiskers the 5th to the 95th percentile, lines the median."""
+    drawn = []
     for (name, by_layer), offset in zip(groups.items(), _offsets(len(groups)), strict=True):
-        boxes = axes.boxplot(
-            [np.ravel(values) for values in by_layer.values()],
+        levels = list(_PERCENTILES.values())
+        found = {layer: np.percentile(values, levels) for layer, values in by_layer.items()}
+        boxes = axes.bxp(
+            [dict(zip(_PERCENTILES, values, strict=True)) for values in found.values()],
             positions=np.arange(len(by_layer)) + offset,
             widths=0.34,
-            whis=(5, 95),
             showfliers=False,
             patch_artist=True,
             medianprops={"color": "black", "linewidth": 1.5},
         )
         for box in boxes["boxes"]:
             box.set(facecolor=_GROUP_COLORS[name])
+        drawn += [
+            {"layer": layer, "model": name, "quantity": quantity, "percentile": level, "value": value}
+            for layer, values in found.items()
+            for level, value in zip(levels, values, strict=True)
+        ]
     _name_layers(axes, list(by_layer))
+    return pd.DataFrame(drawn)
+
+
+def _share_frame(shares: Groups) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"layer": layer, "model": name, "quantity": "share of the variance (%)", "value": 100 * share}
+            for name, by_layer in shares.items()
+            for layer, share in by_layer.items()
+        ]
+    )
+
+
+def _mark_even(axes: Axes, text: str) -> None:
+    axes.axhline(1, color="black", linewidth=1, linestyle=":")
+    style = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "fontsize": "small"}
+    axes.annotate(text, (1, 1), (-2, 3), **style)
 
 
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
@@ -270,15 +258,10 @@ def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def _with_legend(figure: Figure, groups: int) -> Figure:
+def _legend(figure: Figure | SubFigure, groups: int) -> None:
     handles = [
         Patch(facecolor=color, edgecolor="black", label=f"{name} model")
         for name, color in list(_GROUP_COLORS.items())[:groups]
     ]
     handles.append(Line2D([], [], linestyle="none", label="box: middle half, whiskers: 5th to 95th percentile"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small")
-    return figure
-
-
-def _short(names: Sequence[str]) -> bool:
-    return max(map(len, names)) <= 2

@@ -14,6 +14,7 @@ from nbformat import NotebookNode
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
+_SILENT = ("ButtonModel", "FileUploadModel", "FloatProgressModel", "IntProgressModel", "PlayModel")
 _FONT_SIZE = 12
 _EM = 11  # set a little larger than the text, beside whose sans-serif the formulas' STIX looks small
 
@@ -92,7 +93,7 @@ def freeze_widgets(notebook: NotebookNode) -> None:
 
 
 def _widget_html(models: dict, model_id: str) -> str:
-    """The last look of a widget. What says nothing any more, buttons and progress bars, gives an empty string."""
+    """The last look of a widget. What says nothing any more, such as buttons, gives an empty string."""
     model = models.get(model_id, {})
     state, kind = model.get("state", {}), model.get("model_name", "")
     if "children" in state:
@@ -106,7 +107,7 @@ def _widget_html(models: dict, model_id: str) -> str:
         return f'<img src="data:image/{state.get("format", "png")};base64,{data}">' if data else ""
     if kind in ("HTMLModel", "HTMLMathModel"):
         return f"<div>{state.get('value', '')}</div>"
-    if kind in ("ButtonModel", "FloatProgressModel", "IntProgressModel"):
+    if kind in _SILENT:
         return ""
     value = state.get("value")
     if (labels := state.get("_options_labels")) and (index := state.get("index")) is not None:

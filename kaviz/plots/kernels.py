@@ -1,0 +1,249 @@
+"""The kernel that a picture gets, and what each position of it adds to the output."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from kaconv.effective import PositionShares
+from kaviz.figures import attach_data
+from kaviz.plots.maps import Scale, draw_map, draw_picture, figure_title
+from kaviz.style import DIVERGING, SEQUENTIAL, VARIANT_COLORS, WIDTH, canvas
+
+_MAPS = {"attention": "attention", "response": "response", "share": "share of the output"}
+_MOST_CELLS_WITH_NUMBERS = 9
+_LEAST_SHARE = 1 / 64  # of even shares: where the logarithmic scales begin
+
+
+def plot_effective_kernels(
+    static: np.ndarray,
+    effective: np.ndarray,
+    rows: Sequence[str],
+    pictures: np.ndarray,
+    titles: Sequence[str],
+    *,
+    title: str,
+    label: str = "weight",
+    ax: Axes | None = None,
+) -> Figure | SubFigure:
+    """Kernels under the attention of a few pictures beside the static ones, and below what the attention changes.
+
+    Args:
+        static: kernels under even attention, (kh, kw, R): of R output channels, see `kaconv.effective.kernel_pictures`,
+            or of one output channel, from R input channels.
+        effective: the same under the attention of each picture, (samples, kh, kw, R).
+        rows: names of the R.
+        pictures: (samples, H, W, 3) or (samples, H, W), in [0, 1].
+        titles: of the pictures.
+        label: what the values are.
+    """
+    kernels = np.concatenate([static[None], effective])
+    differences = kernels - kernels[:1]
+    count, columns = len(rows), len(kernels)
+    side = min(0.85, 0.7 * WIDTH / columns)
+    figure = canvas(ax, (WIDTH, (2 * count + 1) * side * 1.06 + 0.9))
+    grid = figure.subplots(2 * count + 1, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, picture, text in zip(grid[0, 1:], pictures, titles, strict=True):
+        draw_picture(axes, picture)
+        axes.set_title(text, fontsize="small", fontweight="normal", loc="center")
+    upper, lower = grid[1 : count + 1], grid[count + 1 :]
+    _draw_block(figure, upper, kernels, label)
+    _draw_block(figure, lower[:, 1:], differences[1:], f"{label}, minus static")
+    for line, name in zip(upper, rows, strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize="small")
+    for line, name in zip(lower, rows, strict=True):
+        line[0].text(1, 0.5, name, ha="right", va="center", fontsize="small", transform=line[0].transAxes)
+    upper[0, 0].set_title("static", fontsize="small", fontweight="normal", loc="center")
+    lower[0, 0].set_title("minus static", fontsize="small", loc="right")
+    figure_title(figure, title)
+    frame = _frame(kernels, ("kernel", "row", "column", "name"), "value")
+    frame["difference"] = differences.ravel()
+    frame["kernel"] = np.take(["static", *(f"picture {i}: {text}" for i, text in enumerate(titles))], frame["kernel"])
+    frame["name"] = np.take(rows, frame["name"])
+    return attach_data(figure, frame)
+
+
+def plot_contributions(
+    maps: np.ndarray, attention: np.ndarray, picture: np.ndarray, *, title: str, ax: Axes | None = None
+) -> Figure | SubFigure:
+    """What each kernel position adds to one channel's output, laid out as the kernel is, on one scale.
+
+    Args:
+        maps: A_p ⊙ Y_p of one picture and channel, (kh, kw, h, w); see `kaconv.effective.position_contributions`.
+        attention: A_p, (kh, kw).
+        picture: (H, W, 3) or (H, W), in [0, 1].
+    """
+    kh, kw, height, width = maps.shape
+    output = maps.sum(axis=(0, 1))
+    total = float(output.sum())
+    shares = maps.sum(axis=(2, 3)) / total if total else np.full((kh, kw), np.nan)
+    panel = 0.6 * WIDTH / kw
+    figure = canvas(ax, (WIDTH, max(kh * (panel * height / width + 0.4), 3.6) + 0.4))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 3))
+    seen, summed = left.subplots(2, 1)
+    draw_picture(seen, picture)
+    seen.set_title("the picture", fontsize="small", fontweight="normal")
+    image = summed.imshow(output, norm=_scale(output), cmap=_colormap(_scale(output)))
+    summed.set_title("the output, their sum", fontsize="small", fontweight="normal")
+    left.colorbar(image, ax=summed, location="bottom", shrink=0.8, aspect=18)
+    scale = _scale(maps)
+    grid = right.subplots(kh, kw, squeeze=False)
+    for place, axes in np.ndenumerate(grid):
+        image = axes.imshow(maps[place], norm=scale, cmap=_colormap(scale))
+        share = f"{shares[place]:.0%} of the output" if total else "no output"
+        text = f"{share}\n(attention {attention[place]:.0%})"
+        axes.set_title(text, fontsize="small" if kw <= 3 else "xx-small", fontweight="normal")
+    right.colorbar(image, ax=grid, label="attention × response, $A_p Y_p$", shrink=0.7, aspect=28)
+    for axes in (summed, *grid.flat):
+        _outline(axes)
+    figure_title(figure, title)
+    frame = _frame(maps, ("row", "column", "y", "x"), "contribution")
+    for name, values in (("attention", attention), ("share", shares)):
+        frame[name] = np.repeat(values.ravel(), height * width)
+    return attach_data(figure, frame)
+
+
+def plot_position_shares(
+    shares: PositionShares, layers: Sequence[str] | None = None, ax: Axes | None = None
+) -> Figure | SubFigure:
+    """What each kernel position gets in attention, responds with, and contributes; a row for each layer.
+
+    The maps are means over pictures and channels, on one scale with the even share in its middle. Beside them are all
+    pictures, channels and positions: on the diagonal a position contributes what its attention says.
+
+    Args:
+        layers: which to show; None: all.
+
+    Raises:
+        ValueError: for a layer whose output is zero everywhere.
+    """
+    layers = shares.layers if layers is None else layers
+    maps = {layer: shares.maps(layer) for layer in layers}
+    for layer in layers:
+        if np.isnan(maps[layer]["share"]).all():
+            raise ValueError(f"{layer} gives no output at all for these pictures, so no position has a share of it")
+    means = {layer: {kind: np.nanmean(own[kind], axis=(0, 3)) for kind in _MAPS} for layer, own in maps.items()}
+    scale = Scale.of(values for own in means.values() for values in own.values())
+    figure = canvas(ax, (WIDTH, 1.75 * len(layers) + 0.9))
+    left, right = figure.subfigures(1, 2, width_ratios=(2.3, 1))
+    grid = left.subplots(len(layers), len(_MAPS), squeeze=False)
+    for line, (layer, own) in zip(grid, means.items(), strict=True):
+        for axes, values in zip(line, own.values(), strict=True):
+            even = 1 / values.size
+            draw_map(axes, values, scale.around(even, even), numbers=values.size <= _MOST_CELLS_WITH_NUMBERS)
+        line[0].set_ylabel(layer, fontsize="small")
+    for axes, name in zip(grid[0], _MAPS.values(), strict=True):
+        axes.set_title(name, fontsize="small", fontweight="normal", loc="center")
+    colors = ScalarMappable(scale.around(1, 1), DIVERGING)
+    bar = left.colorbar(colors, ax=grid, location="bottom", shrink=0.6, aspect=35)
+    bar.ax.axvline(1, color="black", linewidth=1.5)
+    bar.set_label("share × k², mean over pictures and channels (1: even; numbers: share in %)", fontsize="small")
+    correlations = {layer: _median(shares.correlation(layer, "attention", "share")) for layer in layers}
+    most = max(values.size for own in means.values() for values in own.values())  # a position that gets everything
+    _draw_scatters(right, {layer: _in_even_shares(maps[layer]) for layer in layers}, correlations, most)
+    figure_title(figure, "Does a position contribute what its attention says?")
+    frame = pd.DataFrame(
+        [
+            {"layer": layer, "map": kind, "row": row, "column": column, "mean": value, "r": correlations[layer]}
+            for layer, own in means.items()
+            for kind, values in own.items()
+            for (row, column), value in np.ndenumerate(values)
+        ]
+    )
+    return attach_data(figure, frame)
+
+
+def _median(values: np.ndarray) -> float:
+    """NaN where there is none; numpy would warn."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else np.nan
+
+
+def _in_even_shares(maps: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Attention and share of the output of every position that contributes at all, times k²."""
+    attention, share = (np.ravel(maps[kind]) * maps[kind][0, ..., 0].size for kind in ("attention", "share"))
+    positive = share > 0  # a position that no pixel passes is nowhere on a logarithmic scale; nor is NaN
+    return attention[positive], share[positive]
+
+
+def _draw_scatters(
+    figure: SubFigure, points: dict[str, tuple[np.ndarray, np.ndarray]], correlations: dict[str, float], high: float
+) -> None:
+    low = _LEAST_SHARE
+    grid = figure.subplots(len(points), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (layer, (attention, share)) in zip(grid, points.items(), strict=True):
+        extent = (np.log10(low), np.log10(high)) * 2
+        axes.hexbin(
+            attention,
+            share,
+            xscale="log",
+            yscale="log",
+            gridsize=32,
+            extent=extent,
+            norm=LogNorm(),
+            cmap="Greys",
+            mincnt=1,
+            linewidths=0,
+        )
+        axes.plot([low, high], [low, high], color=VARIANT_COLORS["H"], linewidth=1.5, linestyle="--")
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        axes.set_aspect("equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(8, numticks=9))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}"))
+            axis.set_minor_locator(NullLocator())
+        axes.tick_params(labelsize="x-small")
+        if not np.isnan(correlations[layer]):
+            text = f"r = {correlations[layer]:.2f}"
+            axes.text(0.04, 0.95, text, transform=axes.transAxes, va="top", fontsize="small")
+        axes.set_ylabel("share × k²", fontsize="small")
+    grid[0].set_title("every picture and channel", fontsize="small", fontweight="normal", loc="center")
+    grid[-1].set_xlabel("attention × k²", fontsize="small")
+
+
+def _draw_block(figure: Figure | SubFigure, grid: np.ndarray, kernels: np.ndarray, label: str) -> None:
+    """Kernels (columns, kh, kw, rows) on one scale, symmetric around zero where there are negative values."""
+    scale = _scale(kernels)
+    for (row, column), axes in np.ndenumerate(grid):
+        _draw_kernel(axes, kernels[column, ..., row], scale)
+    colors = ScalarMappable(scale, _colormap(scale))
+    bar = figure.colorbar(colors, ax=grid, shrink=0.9, aspect=5 + 4 * len(grid))
+    bar.set_label(label, fontsize="small")
+
+
+def _draw_kernel(axes: Axes, values: np.ndarray, scale: Normalize) -> None:
+    if scale.vmin < 0:
+        draw_map(axes, values, scale)
+    else:
+        axes.imshow(values, norm=scale, cmap=SEQUENTIAL)
+        _outline(axes)
+
+
+def _outline(axes: Axes) -> None:
+    axes.set_axis_on()
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color("0.7")
+
+
+def _scale(values: np.ndarray) -> Normalize:
+    reach = float(np.abs(values).max()) or 1e-12  # nothing but zeros still has a scale
+    return Normalize(-reach if values.min() < 0 else 0, reach)
+
+
+def _colormap(scale: Normalize) -> str:
+    return DIVERGING if scale.vmin < 0 else SEQUENTIAL
+
+
+def _frame(values: np.ndarray, dims: Sequence[str], name: str) -> pd.DataFrame:
+    places = pd.MultiIndex.from_product([range(size) for size in values.shape], names=dims)
+    return pd.DataFrame({name: values.ravel()}, places).reset_index()
