@@ -24,10 +24,11 @@ setup: .venv/.ready  ## create .venv with the pinned packages and this project
 report: .venv/.ready  ## run a report (SPEC=reports/specs/default.yaml) and print where its page is
 	$(BIN)/kaviz report $(SPEC)
 
+# A process for each core, of one thread each: threads of several processes would wait for each other most of the time.
 test: .venv/.ready  ## lint, then run the tests (ARGS="..." goes to pytest)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-ui: .venv/.ready  ## test the notebooks in Chromium (KAVIZ_SCREENSHOT=FILE.png keeps what the explorer looks like)
 	$(BIN)/python -m pytest tests/ui $(ARGS)

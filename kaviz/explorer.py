@@ -22,6 +22,7 @@ from kaviz.views import CHANNELS, MAPS_OF, SCOPES, Settings, View, view
 _SECONDS = 1.0  # that a layer is shown for while playing
 _DPI = 120
 _WIDTH = "300px"  # of a control
+_NONE = -1  # in place of a picture's number; a list with the value None would show nothing as chosen
 
 
 class AttentionExplorer(W.VBox):
@@ -65,7 +66,7 @@ class AttentionExplorer(W.VBox):
         self.save_to = Path(save_to)
         self._busy = False
         self._make_controls()
-        self._offer_pictures(0, None)
+        self._offer_pictures(0, _NONE)
         self._arrange()
         self._settle()
         self._draw()
@@ -76,7 +77,7 @@ class AttentionExplorer(W.VBox):
         return Settings(
             layer=self.layer.value,
             a=self.picture_a.value,
-            b=self.picture_b.value,
+            b=None if self.picture_b.value == _NONE else self.picture_b.value,
             maps_of=self.maps_of.value,
             channels=self.channels.value,
             channel=self.channel.value,
@@ -112,7 +113,8 @@ class AttentionExplorer(W.VBox):
         controls = [control for control in self._choices if not control.disabled]
         rows = "".join(f"<tr><th>{control.description}</th><td>{_shown(control)}</td></tr>" for control in controls)
         source = base64.b64encode(self.picture.value).decode()
-        picture = f'<img alt="{html.escape(self.picture.tooltip)}" src="data:image/png;base64,{source}">'
+        caption = html.escape(" ".join(self.shown.caption))
+        picture = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
         return f"<div>{picture}{self.caption.value}<table>{rows}</table></div>"
 
     def _make_controls(self) -> None:
@@ -150,9 +152,9 @@ class AttentionExplorer(W.VBox):
         self.picture = W.Image(format="png", layout=W.Layout(max_width="100%", object_fit="contain"))
         self.caption = W.HTML()
 
-    def _offer_pictures(self, a: int, b: int | None) -> None:
+    def _offer_pictures(self, a: int, b: int) -> None:
         names = [(self.gallery.describe(index), index) for index in range(len(self.gallery))]
-        self.picture_a.options, self.picture_b.options = names, [("none", None), *names]
+        self.picture_a.options, self.picture_b.options = names, [("none", _NONE), *names]
         self.picture_a.value, self.picture_b.value = a, b
 
     def _arrange(self) -> None:
@@ -234,7 +236,6 @@ class AttentionExplorer(W.VBox):
     def _draw(self) -> None:
         self.shown = view(self.gallery, self.settings())
         self.picture.value = _png(self.shown)
-        self.picture.tooltip = " ".join(self.shown.caption)
         self.caption.value = f"<p>{'<br>'.join(map(html.escape, self.shown.caption))}</p>"
 
     def _say(self, text: str, role: str = "status") -> None:

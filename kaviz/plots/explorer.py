@@ -20,7 +20,7 @@ from kaviz.style import DIVERGING, VARIANT_COLORS, WIDTH, canvas
 
 _HEIGHT = 4.9  # inches
 _COLUMN = 2.5  # inches: a picture's part, of two
-_CLASSES = 4  # the most probable ones that are shown
+_CLASSES = 4  # that are shown
 _LONGEST = {"title": 34, "class": 15}  # letters
 _FINEST = 0.01  # of an even share: what differs by less is the same, and gets no scale of its own
 _BAR = VARIANT_COLORS["L"]
@@ -127,8 +127,8 @@ def _draw_picture(axes: Axes, panel: Panel, left: float, top: float, side: float
 def _draw_probabilities(
     axes: Axes, panel: Panel, classes: Sequence[str], left: float, top: float, width: float
 ) -> None:
-    """Bars of the most probable classes; a stroke is the probability without the intervention."""
-    chosen = np.argsort(-panel.probabilities, kind="stable")[:_CLASSES]
+    """Bars of some classes; a stroke is the probability without the intervention."""
+    chosen = _classes_to_show(panel)
     lines = top + 0.12 + 0.3 * np.arange(len(chosen))
     for y, index in zip(lines, chosen, strict=True):
         name = _short(str(classes[index]), "class") + (" (true)" if index == panel.label else "")
@@ -144,6 +144,18 @@ def _draw_probabilities(
         _boxes(axes, strokes, "black")
     note = "probability" if panel.before is None else "stroke: before"
     axes.text(left, lines[-1] + 0.3, note, fontsize="x-small", color="0.35")
+
+
+def _classes_to_show(panel: Panel) -> np.ndarray:
+    """The most probable classes, among them the true one and the one that was predicted without the intervention."""
+    score = panel.probabilities.copy()
+    score[[index for index in (panel.label, _best(panel.before), _best(panel.probabilities)) if index is not None]] += 1
+    chosen = np.argsort(-score, kind="stable")[:_CLASSES]
+    return chosen[np.argsort(-panel.probabilities[chosen], kind="stable")]
+
+
+def _best(probabilities: np.ndarray | None) -> int | None:
+    return None if probabilities is None else int(probabilities.argmax())
 
 
 def _draw_maps(

@@ -94,13 +94,15 @@ class Explorer:
         return self.box.locator("button, .widget-label, .widget-box").evaluate_all(wide)
 
     def screenshot(self, path: Path) -> None:
-        """Keep what is seen of the notebook with the explorer's cell at the top, the sidebar closed."""
-        self.page.evaluate("jupyterapp.shell.collapseLeft()")
+        """Keep what the notebook looks like, from its toolbar to the end of the explorer's cell, the sidebar closed."""
+        self.page.evaluate("() => { jupyterapp.shell.collapseLeft(); document.activeElement.blur(); }")
         cell = self.notebook.panel.locator(".jp-Cell").filter(has=self.page.locator("img.widget-image"))
         self.page.set_viewport_size({"width": 1400, "height": int(cell.bounding_box()["height"]) + 150})
         cell.evaluate("cell => cell.scrollIntoView()")
         self.look()
-        self.notebook.panel.screenshot(path=path)
+        clip, inside = self.notebook.panel.bounding_box(), cell.bounding_box()
+        clip["height"] = inside["y"] + inside["height"] - clip["y"]
+        self.page.screenshot(path=path, clip=clip)
 
     def _glance(self) -> Look:
         status, caption = self.box.locator(".widget-html-content").all_inner_texts()  # above and below the picture

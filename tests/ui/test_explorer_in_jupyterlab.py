@@ -22,7 +22,6 @@ CHOICES = [
     ("Maps of", "its class, mean", {}, "mean over .* the class"),
     ("Channels", "one channel", {}, "channel 0 of"),
     ("Channels", "those that move most", {}, "channels that move most"),
-    ("Scale fits", "all layers", {}, "in all layers"),
     ("Intervention", "uniform", {}, "Intervention in all layers: 1/k²"),
     ("Intervention", "frozen to the mean", {}, "Intervention in all layers: .*mean"),
     ("Intervention", "attention of B", {"Picture B": 3}, "Intervention in all layers: .* B"),
@@ -31,20 +30,20 @@ CHOICES = [
     ("Intervene in", "this layer", {"Intervention": "uniform"}, "Intervention in .* only: 1/k²"),
     ("Position", "top left", {"Intervention": "one position removed"}, "top left"),
 ]
-OTHERS = ["Channel", "Upload a picture", "Play", "Save figure and data"]
+OTHERS = ["Scale fits", "Channel", "Upload a picture", "Play", "Save figure and data"]
 
 
 @pytest.fixture(scope="module")
 def opened(open_notebook, request):
     notebook = open_notebook("notebooks/06_explore.ipynb", request)
     notebook.run_all()
+    assert notebook.complaints() == []
     return Explorer(notebook)
 
 
 @pytest.fixture
 def explorer(opened):
     """The explorer as it is at first. Whatever a test does with it, nothing may show in red."""
-    assert opened.notebook.complaints() == []
     for name in START:
         opened.choose(name, opened.options(name)[0])
     yield opened
@@ -66,6 +65,15 @@ def test_every_list_shows_what_is_chosen(opened):
 
 def test_every_control_has_a_name_and_a_test(explorer):
     assert set(explorer.names()) == {name for name, *_ in CHOICES} | set(OTHERS)
+
+
+def test_nothing_is_cut_off(explorer, tmp_path):
+    """At the width of a laptop's window. What is seen is kept as the file that KAVIZ_SCREENSHOT names."""
+    explorer.choose("Picture B", explorer.options("Picture B")[3])
+    explorer.choose("Layer", explorer.options("Layer")[-1])
+    explorer.choose("Channels", "those that move most")
+    explorer.screenshot(Path(os.environ.get("KAVIZ_SCREENSHOT", tmp_path / "explorer.png")))
+    assert explorer.cut_off() == []
 
 
 @pytest.mark.parametrize(
@@ -91,6 +99,17 @@ def test_a_choice_taken_back_leaves_the_same_picture(explorer):
     explorer.choose("Intervention", "uniform")
     then = explorer.choose("Intervention", "none")
     assert (then.pixels, then.caption) == (first.pixels, first.caption)
+
+
+def test_the_scale_fits_one_layer_or_all(explorer):
+    changed = []
+    for layer in explorer.options("Layer"):
+        explorer.choose("Layer", layer)
+        one, every = explorer.choose("Scale fits", "this layer"), explorer.choose("Scale fits", "all layers")
+        assert "in this layer" in one.caption
+        assert "in all layers" in every.caption
+        changed.append(one.pixels != every.pixels)
+    assert any(changed)  # not all: one of the layers has the maps that reach farthest
 
 
 def test_a_channel_is_typed(explorer):
@@ -178,12 +197,3 @@ def test_it_is_worked_without_a_mouse(explorer):
     explorer.button("Upload").focus()
     with explorer.page.expect_file_chooser():
         keyboard.press("Enter")
-
-
-def test_nothing_is_cut_off(explorer, tmp_path):
-    """At the width of a laptop's window. What is seen is kept as the file that KAVIZ_SCREENSHOT names."""
-    explorer.choose("Picture B", explorer.options("Picture B")[3])
-    explorer.choose("Layer", explorer.options("Layer")[-1])
-    explorer.choose("Channels", "those that move most")
-    explorer.screenshot(Path(os.environ.get("KAVIZ_SCREENSHOT", tmp_path / "explorer.png")))
-    assert explorer.cut_off() == []
