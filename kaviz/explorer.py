@@ -137,19 +137,13 @@ class AttentionExplorer(W.VBox):
         self.intervention = _dropdown("Intervention", INTERVENTIONS, "what takes the place of the attention")
         self.where = _dropdown("Intervene in", SCOPES[::-1], "the layers with the intervention")
         self.position = _dropdown("Position", [], "the kernel position that is removed")
-        self._choices = [
-            self.picture_a,
-            self.picture_b,
-            self.layer,
-            self.maps_of,
-            self.channels,
-            self.channel,
-            self.scale,
-        ]
-        self._choices += [self.intervention, self.where, self.position]
-        self.save = W.Button(description="Save figure and data", tooltip="PNG, SVG, PDF and CSV")
+        pictures, maps = [self.picture_a, self.picture_b], [self.layer, self.maps_of, self.channels, self.channel]
+        self._choices = [*pictures, *maps, self.scale, self.intervention, self.where, self.position]
+        self.save = W.Button(
+            description="Save figure and data", tooltip="PNG, SVG, PDF and CSV", layout=W.Layout(width="auto")
+        )
         self.status = W.HTML()
-        self.picture = W.Image(format="png", layout=W.Layout(max_width="100%", object_fit="contain"))
+        self.picture = W.Image(format="png", layout=W.Layout(max_width="100%", align_self="flex-start"))
         self.caption = W.HTML()
 
     def _offer_pictures(self, a: int, b: int) -> None:

@@ -126,10 +126,14 @@ def test_widgets_are_frozen_as_last_shown():
     notebook.metadata.widgets = {
         STATE: {
             "state": {
-                "box": widget("VBoxModel", children=["IPY_MODEL_a", "IPY_MODEL_b", "IPY_MODEL_c", "IPY_MODEL_bar"]),
+                "box": widget(
+                    "VBoxModel", children=[f"IPY_MODEL_{name}" for name in ("a", "b", "c", "u", "play", "bar")]
+                ),
                 "a": widget("DropdownModel", _options_labels=["one", "two <b>"], index=1, description="Layer:"),
                 "b": widget("ImageModel", [{"path": ["value"], "data": picture("red")}], format="png"),
                 "c": widget("ButtonModel", description="reset"),
+                "u": widget("FileUploadModel", description="upload", value=[]),
+                "play": widget("PlayModel", description="play", value=7),
                 "bar": widget("HBoxModel", children=["IPY_MODEL_p", "IPY_MODEL_t"]),
                 "p": widget("FloatProgressModel", value=3),
                 "t": widget("HTMLModel", value="100%"),
@@ -140,9 +144,21 @@ def test_widgets_are_frozen_as_last_shown():
     html = notebook_html(notebook, Path())
     assert "<b>Layer</b> two &lt;b&gt;" in html
     assert picture("red") in html
-    for gone in ("reset", "100%", "VBox"):
+    for gone in ("reset", "upload", "play", "7</span>", "100%", "VBox"):
         assert gone not in html
     assert "widgets" not in notebook.metadata
+
+
+def test_a_widget_that_brings_a_still_form_is_shown_as_that():
+    notebook = new_notebook(cells=[new_code_cell("explorer", outputs=shown())])
+    still = f'<img alt="a map" src="data:image/png;base64,{picture("blue")}"><p>what is shown</p>'
+    notebook.cells[0].outputs[0].data = {VIEW: {"model_id": "box"}, "text/plain": "Box(...)", "text/html": still}
+    notebook.metadata.widgets = {STATE: {"state": {"box": widget("VBoxModel", children=[])}}}
+    freeze_widgets(notebook)
+    html = notebook_html(notebook, Path())
+    assert 'alt="a map"' in html
+    assert "what is shown" in html
+    assert "Box(" not in html
 
 
 @pytest.mark.parametrize(("tags", "colour"), [([], (255, 0, 0)), (["thumbnail"], (0, 0, 255))])

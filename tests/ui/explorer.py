@@ -41,6 +41,8 @@ class Explorer:
         self.box = output.filter(has=notebook.page.locator("img.widget-image"))
         self.picture = self.box.locator("img.widget-image")
         self.picture.wait_for()
+        # Without a listener of its own, the page starts to report choosers when one is expected: often too late.
+        self.page.on("filechooser", lambda chooser: None)
 
     def names(self, which: str = "") -> list[str]:
         """Of all controls that the CSS selector holds for, in their order; a player's buttons share one."""
