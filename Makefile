@@ -28,10 +28,10 @@ report: .venv/.ready  ## run a report (SPEC=reports/specs/default.yaml) and prin
 test: .venv/.ready  ## lint, then run the tests (ARGS="..." goes to pytest)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-ui: .venv/.ready  ## test the notebooks in Chromium (KAVIZ_SCREENSHOT=FILE.png keeps what the explorer looks like)
-	$(BIN)/python -m pytest tests/ui $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ui $(ARGS)
 
 lab: .venv/.ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

@@ -2,8 +2,6 @@
 
 import gc
 import io
-import time
-from functools import partial
 
 import ipywidgets as W
 import matplotlib.pyplot as plt
@@ -308,36 +306,3 @@ def test_nothing_leaks_in_200_changes(explorer):
     assert counts() == before
     assert len(gc.get_objects()) - objects < 1_000  # of any kind: that is 5 for a change
     assert len(explorer.gallery._kept) <= 2
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def seconds(action):
-    """CPU time: that of a clock depends on what else the machine does."""
-    start = time.process_time()
-    action()
-    return time.process_time() - start
-
-
-def test_pictures_come_quickly(model, one_thread):
-    many = torch.rand(100, 3, 16, 16)
-    model(many)  # the kernels are compiled once on a machine
-    made = []
-    assert min(seconds(lambda: made.append(AttentionExplorer(model, many))) for _ in range(2)) < 2
-    explorer = made[-1]
-    explorer.picture_b.value = 1
-    for name, values in {
-        "picture_a": range(2, 8),
-        "channels": ["those that move most", "mean of all"] * 3,
-        "intervention": ["uniform", "frozen to the mean"] * 3,
-    }.items():
-        control = getattr(explorer, name)
-        assert min(seconds(partial(setattr, control, "value", value)) for value in values) < 0.3
-    for one in made:
-        one.close()
