@@ -1,15 +1,20 @@
 """Kernel attention convolutions (KAConv, Neurocomputing 2022) for PyTorch."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kaconv.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from kaconv.capture import AttentionCapture, AttentionRecord
-    from kaconv.interventions import intervene
+    from kaconv.attention import (
+        AttentionCapture,
+        AttentionRecord,
+        AttentionStatistics,
+        attention_statistics,
+        intervene,
+    )
     from kaconv.layers import KAConv2d
     from kaconv.models import create_model, list_models
     from kaconv.ops import use_backend
-    from kaconv.statistics import AttentionStatistics, attention_statistics
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,23 +30,19 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AttentionCapture": "capture",
-    "AttentionRecord": "capture",
-    "AttentionStatistics": "statistics",
+    "AttentionCapture": "attention",
+    "AttentionRecord": "attention",
+    "AttentionStatistics": "attention",
     "KAConv2d": "layers",
-    "attention_statistics": "statistics",
+    "attention_statistics": "attention",
     "create_model": "models",
-    "intervene": "interventions",
+    "intervene": "attention",
     "list_models": "models",
     "use_backend": "ops",
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import what needs torch on first use, so that `kaconv --help` answers at once."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -117,7 +117,7 @@ def run_table(args: argparse.Namespace) -> int:
     """Print the table; 1 if a row disagrees with the paper."""
     import json
 
-    from kaconv.table import all_agree, format_table, table_rows
+    from kaconv.paper.table import all_agree, format_table, table_rows
 
     rows = table_rows(args.results, progress=True)
     print(format_table(rows) if args.format == "text" else json.dumps(rows, indent=2))
@@ -260,8 +260,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         check_result_path(Path(args.out), "evaluate", {"top1_error", "provenance"})
     from accelerate import PartialState
 
-    from kaconv.files import write_json
-    from kaconv.training import evaluate_checkpoint
+    from kaconv.inference import evaluate_checkpoint
+    from kaconv.utils.files import write_json
 
     result = evaluate_checkpoint(
         args.checkpoint,
@@ -314,8 +314,8 @@ def run_predict(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from kaconv.checkpoints import load_checkpoint
-    from kaconv.predict import predict
+    from kaconv.inference.predict import predict
+    from kaconv.models.checkpoints import load_checkpoint
 
     errors = []
 
@@ -356,7 +356,7 @@ def add_convert_parser(subparsers: argparse._SubParsersAction) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     """Convert, and say what was found."""
     check_out_file(Path(args.out), ".safetensors")
-    from kaconv.convert import convert
+    from kaconv.models.authors import convert
 
     checkpoint = convert(args.source, args.out)
     info = checkpoint.info
@@ -390,8 +390,8 @@ def run_export(args: argparse.Namespace) -> None:
     suffix = f".{args.format}"
     out = Path(args.out) if args.out is not None else Path(args.checkpoint).with_suffix(suffix)
     check_out_file(out, suffix)
-    from kaconv.checkpoints import load_checkpoint
-    from kaconv.export import export
+    from kaconv.models.checkpoints import load_checkpoint
+    from kaconv.models.export import export
 
     checkpoint = load_checkpoint(args.checkpoint)
     print(f"exporting {checkpoint.name}: a deep model may take a minute", file=sys.stderr)
@@ -440,9 +440,9 @@ def add_bench_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run_bench(args: argparse.Namespace) -> None:
     """Measure, print the tables, write the result."""
-    from kaconv.benchmark import RESULT_KEYS, format_benchmark, run_benchmark
-    from kaconv.files import write_json
-    from kaconv.input_speed import format_input_benchmark, run_input_benchmark
+    from kaconv.bench.benchmark import RESULT_KEYS, format_benchmark, run_benchmark
+    from kaconv.bench.input_speed import format_input_benchmark, run_input_benchmark
+    from kaconv.utils.files import write_json
 
     if args.out is not None:
         check_result_path(Path(args.out), "bench", RESULT_KEYS)
@@ -463,7 +463,7 @@ def run_bench(args: argparse.Namespace) -> None:
 
 def check_out_file(path: Path, suffix: str) -> None:
     """ValueError if a file with this ending cannot be written there."""
-    from kaconv.training.config import file_in_the_way
+    from kaconv.utils.checks import file_in_the_way
 
     if path.is_dir():
         raise ValueError(f"output {path} is a folder; give a file's name")

@@ -1,8 +1,8 @@
 """Seeing what kernel attention convolutions do: figures, attributions, reports."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kaconv.utils.lazy import lazy_names
 from kaviz.style import set_style
 
 if TYPE_CHECKING:
@@ -14,8 +14,4 @@ __all__ = ["AttentionExplorer", "LiveCurves", "set_style"]
 _MODULES = {"AttentionExplorer": "explorer", "LiveCurves": "live"}
 
 
-def __getattr__(name: str) -> Any:
-    """Import what needs torch on first use, so that `kaviz --help` answers at once."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -13,7 +13,7 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Occlu
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kaconv.modes import evaluating
+from kaconv.utils.modes import evaluating
 
 METHOD_LABELS = {
     "integrated_gradients": "Integrated Gradients",

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure, FigureBase
 
-from kaconv.files import replacing
+from kaconv.utils.files import replacing
 
 AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
 FORMATS = ("png", "svg", "pdf")

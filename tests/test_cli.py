@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from kaconv.cli import main
-from kaconv.paper import TABLE
-from kaconv.table import table_row
+from kaconv.paper.published import TABLE
+from kaconv.paper.table import table_row
 from kaconv.training import trainer
 
 TRAIN = [
@@ -94,7 +94,7 @@ def test_mistakes_in_evaluation_are_explained_in_a_line(folder, tmp_path, capsys
 def test_only_a_result_is_replaced_by_a_result(folder, tmp_path, capsys, monkeypatch):
     argv = ["evaluate", "--checkpoint", folder / "best.safetensors", "--data", "fake", "--out"]
     with monkeypatch.context() as patch:
-        patch.setattr("kaconv.training.evaluation.evaluate", lambda *args, **kwargs: pytest.fail("evaluated"))
+        patch.setattr("kaconv.inference.evaluation.evaluate", lambda *args, **kwargs: pytest.fail("evaluated"))
         assert "must end in .json, got 'result'" in error_of(capsys, [*argv, "result"])
         for text in ("years of work", '["top1_error", "provenance"]', '{"top1_error": 3}'):
             (tmp_path / "a.json").write_text(text)
@@ -197,12 +197,12 @@ def test_the_package_runs_as_a_module():
 
 def test_table_exits_with_1_when_a_row_disagrees(monkeypatch, capsys):
     rows = [table_row(TABLE[9]), table_row(replace(TABLE[12], params="3.6M"))]
-    monkeypatch.setattr("kaconv.table.table_rows", lambda *args, **kwargs: rows)
+    monkeypatch.setattr("kaconv.paper.table.table_rows", lambda *args, **kwargs: rows)
     assert main(["table", "--format", "json"]) == 1
     assert json.loads(capsys.readouterr().out) == rows
     assert main(["table"]) == 1
     assert "3 of 4 figures agree" in capsys.readouterr().out
-    monkeypatch.setattr("kaconv.table.table_rows", lambda *args, **kwargs: rows[:1])
+    monkeypatch.setattr("kaconv.paper.table.table_rows", lambda *args, **kwargs: rows[:1])
     assert main(["table"]) == 0
 
 

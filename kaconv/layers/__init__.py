@@ -1,6 +1,6 @@
 """The KAConv layer and its attention generators."""
 
-from kaconv.layers.attention import AttentionGeneratorH, AttentionGeneratorL
+from kaconv.layers.attention_generators import AttentionGeneratorH, AttentionGeneratorL
 from kaconv.layers.kaconv2d import KAConv2d, PerPositionNorm
 
 __all__ = ["AttentionGeneratorH", "AttentionGeneratorL", "KAConv2d", "PerPositionNorm"]

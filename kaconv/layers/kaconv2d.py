@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv import ops
-from kaconv.layers.attention import ATTENTION_GENERATORS
+from kaconv.layers.attention_generators import ATTENTION_GENERATORS
 
 
 class KAConv2d(nn.Module):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from kaconv.layers.sync import SYNCHRONISED
 from kaconv.ops import cpu_taps, eager, fused, reference
 from kaconv.ops.geometry import Geometry, Pair
+from kaconv.ops.sync_batch_norm import SYNCHRONISED
 
 BACKENDS = ("auto", "reference", "eager", "fused")
 

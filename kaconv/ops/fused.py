@@ -16,8 +16,8 @@ from torch import Tensor, distributed, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kaconv.layers.sync import SYNCHRONISED, has_other_processes, update_running_statistics
 from kaconv.ops.geometry import Geometry
+from kaconv.ops.sync_batch_norm import SYNCHRONISED, has_other_processes, update_running_statistics
 
 
 class Taps(Protocol):

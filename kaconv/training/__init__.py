@@ -1,12 +1,11 @@
 """Training and evaluation: one loop for the notebook, the terminal and `torchrun`."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kaconv.training.config import TrainConfig
+from kaconv.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from kaconv.training.evaluation import Evaluation, evaluate, evaluate_checkpoint
     from kaconv.training.launch import launch
     from kaconv.training.recipes import load_recipe
     from kaconv.training.run import Run
@@ -14,12 +13,9 @@ if TYPE_CHECKING:
     from kaconv.training.trainer import fit
 
 __all__ = [
-    "Evaluation",
     "Run",
     "TrainConfig",
     "compare",
-    "evaluate",
-    "evaluate_checkpoint",
     "fit",
     "launch",
     "learning_curves",
@@ -30,9 +26,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Evaluation": "evaluation",
-    "evaluate": "evaluation",
-    "evaluate_checkpoint": "evaluation",
     "Run": "run",
     "launch": "launch",
     "load_recipe": "recipes",
@@ -45,8 +38,4 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import what needs torch on first use, so that `kaconv --help` answers at once."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULES)

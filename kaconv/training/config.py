@@ -8,6 +8,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from kaconv.utils.checks import (
+    EVALUATION_RULES,
+    MOST_PICTURES,
+    MOST_WORKERS,
+    TRUE_OR_FALSE,
+    Rule,
+    check_values,
+    is_number,
+    is_one_of,
+    whole,
+)
+
 WARMUP_START = 0.1  # share of the learning rate in the first epoch of a warm-up
 STEP_MILESTONES = (0.3, 0.6, 0.9)  # shares of the epochs: 30, 60 and 90 of the paper's 100
 STEP_FACTOR = 0.1
@@ -62,7 +74,7 @@ class TrainConfig:
         """ValueError for the first field with a bad value, with what it may be."""
         import torch
 
-        from kaconv.data import parse_spec
+        from kaconv.data.datasets import parse_spec
         from kaconv.models import create_model
 
         check_values(vars(self), _RULES)
@@ -122,65 +134,29 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
 }
 
 
-Rule = tuple[str, Callable[[object], bool]]  # what a value may be, in words and as a test
-
-
-def check_values(values: dict, rules: dict[str, Rule]) -> None:
-    """ValueError for the first value that its rule does not allow, with what it may be."""
-    for name, (allowed, is_allowed) in rules.items():
-        if not is_allowed(values[name]):
-            raise ValueError(f"{name} must be {allowed}, got {values[name]!r}")
-
-
-def file_in_the_way(folder: Path) -> Path | None:
-    """The folder itself or a parent of it that exists but is not a folder."""
-    return next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
-
-
-def _whole(least: int, most: int | None = None) -> Rule:
-    allowed = f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most}"
-    return allowed, lambda value: type(value) is int and least <= value and (most is None or value <= most)
-
-
-def _is_number(is_allowed: Callable[[float], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and is_allowed(value)
-
-
-def _is_one_of(*allowed: str) -> Rule:
-    return f"one of {', '.join(allowed)}", lambda value: value in allowed
-
-
-_TRUE_OR_FALSE: Rule = ("true or false", lambda value: isinstance(value, bool))
-MOST_PICTURES, MOST_WORKERS = 2**20, 1024  # far above what is of use; beyond them torch fails in obscure ways
-
 _RULES: dict[str, Rule] = {
     "out": ("a folder's path", lambda value: isinstance(value, str | Path) and str(value) != ""),
-    "epochs": _whole(1),
-    "batch_size": _whole(2, MOST_PICTURES),  # batch norm cannot train on one picture
-    "accumulation": _whole(1, MOST_PICTURES),
-    "lr_batch_size": ("a whole number >= 1 or None", lambda value: value is None or _whole(1)[1](value)),
-    "nesterov": _TRUE_OR_FALSE,
-    "ema_decay": ("a number in [0, 1)", _is_number(lambda value: 0 <= value < 1)),
-    "sync_batch_norm": _TRUE_OR_FALSE,
-    "prefetch": _whole(1, MOST_WORKERS),
-    "max_broken": _whole(0),
-    "channels_last": _TRUE_OR_FALSE,
-    "keep_epochs": _TRUE_OR_FALSE,
-    "save_minutes": ("a number >= 0", _is_number(lambda value: 0 <= value < math.inf)),
-    "lr": ("a number > 0", _is_number(lambda value: 0 < value < math.inf)),
-    "momentum": ("a number in [0, 1)", _is_number(lambda value: 0 <= value < 1)),
-    "weight_decay": ("a number >= 0", _is_number(lambda value: 0 <= value < math.inf)),
-    "schedule": _is_one_of(*SCHEDULES),
-    "warmup_epochs": _whole(0),
-    "label_smoothing": ("a number in [0, 0.5)", _is_number(lambda value: 0 <= value < 0.5)),
-    "seed": _whole(0, 2**32 - 1),  # NumPy's limit
+    "epochs": whole(1),
+    "batch_size": whole(2, MOST_PICTURES),  # batch norm cannot train on one picture
+    "accumulation": whole(1, MOST_PICTURES),
+    "lr_batch_size": ("a whole number >= 1 or None", lambda value: value is None or whole(1)[1](value)),
+    "nesterov": TRUE_OR_FALSE,
+    "ema_decay": ("a number in [0, 1)", is_number(lambda value: 0 <= value < 1)),
+    "sync_batch_norm": TRUE_OR_FALSE,
+    "prefetch": whole(1, MOST_WORKERS),
+    "max_broken": EVALUATION_RULES["max_broken"],
+    "channels_last": TRUE_OR_FALSE,
+    "keep_epochs": TRUE_OR_FALSE,
+    "save_minutes": ("a number >= 0", is_number(lambda value: 0 <= value < math.inf)),
+    "lr": ("a number > 0", is_number(lambda value: 0 < value < math.inf)),
+    "momentum": ("a number in [0, 1)", is_number(lambda value: 0 <= value < 1)),
+    "weight_decay": ("a number >= 0", is_number(lambda value: 0 <= value < math.inf)),
+    "schedule": is_one_of(*SCHEDULES),
+    "warmup_epochs": whole(0),
+    "label_smoothing": ("a number in [0, 0.5)", is_number(lambda value: 0 <= value < 0.5)),
+    "seed": whole(0, 2**32 - 1),  # NumPy's limit
     "data_root": ("a folder's path", lambda value: isinstance(value, str | Path)),
-    "image_size": ("a whole number >= 1 or None", lambda value: value is None or _whole(1)[1](value)),
-    "workers": _whole(0, MOST_WORKERS),
-    "mixed_precision": _is_one_of("no", "bf16", "fp16"),
-}
-EVALUATION_RULES: dict[str, Rule] = {
-    "batch_size": _whole(1, MOST_PICTURES),
-    "workers": _RULES["workers"],
-    "max_broken": _RULES["max_broken"],
+    "image_size": ("a whole number >= 1 or None", lambda value: value is None or whole(1)[1](value)),
+    "workers": EVALUATION_RULES["workers"],
+    "mixed_precision": is_one_of("no", "bf16", "fp16"),
 }

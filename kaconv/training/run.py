@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from kaconv.checkpoints import Checkpoint, load_checkpoint
-from kaconv.files import write_text
-from kaconv.training.config import TrainConfig, file_in_the_way
+from kaconv.models.checkpoints import Checkpoint, load_checkpoint
+from kaconv.training.config import TrainConfig
 from kaconv.training.state import state_files
+from kaconv.utils.checks import file_in_the_way
+from kaconv.utils.files import write_text
 
 CONFIG, METRICS, SUMMARY, TENSORBOARD = "config.yaml", "metrics.jsonl", "summary.json", "tensorboard"
 CHECKPOINTS = ("best", "last")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kaconv.files import replacing
+from kaconv.utils.files import replacing
 
 KEPT = 2
 _LOGGER = logging.getLogger("kaconv")

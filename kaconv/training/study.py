@@ -8,17 +8,15 @@ from statistics import median
 
 import numpy as np
 import torch
-from scipy import stats
 
-from kaconv.complexity import complexity
-from kaconv.data import load_data
+from kaconv.data.datasets import load_data
 from kaconv.models import create_model
+from kaconv.models.complexity import complexity
 from kaconv.training.config import WHERE_ONLY, TrainConfig
 from kaconv.training.launch import launch
 from kaconv.training.run import Run, find_finished_run
 from kaconv.training.trainer import fit
-
-CONFIDENCE = 0.95
+from kaconv.utils.intervals import t_interval, welch_interval, wilson_interval
 
 
 def study_config(model: str, seed: int, *, data: str = "digits", runs: str | Path = "runs", **options) -> TrainConfig:
@@ -88,7 +86,7 @@ def summarise(runs: Sequence[Run]) -> list[dict]:
     - seed_interval: 95 % interval of that mean over seeds; None for a single seed
     - picture_interval: 95 % interval of one model's error over the drawing of its test pictures
     - test_pictures: their number
-    - params, paper_flops, macs: see `kaconv.complexity.Complexity`, at the data's input size
+    - params, paper_flops, macs: see `kaconv.models.complexity.Complexity`, at the data's input size
     - train_seconds: for one epoch without its test, median over epochs and seeds
     """
     first = runs[0].config
@@ -143,29 +141,3 @@ def compare(rows: Sequence[dict], baseline: str) -> list[dict]:
         for row in rows
         if row is not plain
     ]
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean of a few values; None for a single one."""
-    if len(values) < 2:
-        return None
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values) - half), float(np.mean(values) + half)
-
-
-def welch_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float] | None:
-    """Welch's 95 % interval of the difference of two means; None where one of them has a single value."""
-    if min(len(values), len(others)) < 2:
-        return None
-    if np.ptp(values) == np.ptp(others) == 0:  # no spread to judge by; scipy gives NaN
-        return (float(values[0] - others[0]),) * 2
-    interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval(CONFIDENCE)
-    return float(interval.low), float(interval.high)
-
-
-def wilson_interval(error: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of an error in percent that was measured on `n` pictures, in percent."""
-    z, share = stats.norm.ppf((1 + CONFIDENCE) / 2), error / 100
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return float(100 * max(centre - half, 0)), float(100 * min(centre + half, 1))

@@ -19,18 +19,18 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from kaconv.checkpoints import save_checkpoint
-from kaconv.data import UNREADABLE, DataBundle, load_data, tolerant
-from kaconv.files import write_json, write_text
-from kaconv.layers.sync import synchronise_batch_norm
+from kaconv.data.datasets import DataBundle, load_data
+from kaconv.data.unreadable import UNREADABLE, BrokenPictures, tolerant
+from kaconv.inference.evaluation import evaluate, make_accelerator
 from kaconv.models import create_model
-from kaconv.provenance import provenance
+from kaconv.models.checkpoints import save_checkpoint
+from kaconv.ops.sync_batch_norm import synchronise_batch_norm
 from kaconv.training.batches import SeededPictures, StepBatches, mixed_seed
-from kaconv.training.broken import BrokenPictures
 from kaconv.training.config import TrainConfig
-from kaconv.training.evaluation import evaluate, make_accelerator
 from kaconv.training.run import METRICS, RESULT, SUMMARY, TENSORBOARD, Run, clear_run, find_finished_run, write_config
 from kaconv.training.state import load_newest_state, remove_states, save_state
+from kaconv.utils.files import write_json, write_text
+from kaconv.utils.provenance import provenance
 
 CHECK_EVERY = 50  # steps between looks at the loss: each makes the processor wait for the accelerator
 AGREE_EVERY = 10  # steps between questions whether to save or to stop, where several processes have to agree

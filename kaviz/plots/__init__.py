@@ -1,18 +1,18 @@
 """Figures: data in, `matplotlib.figure.Figure` out. Nothing here runs a model or opens a window."""
 
-from kaviz.plots.attention import (
-    plot_class_distances,
-    plot_deviation,
-    plot_entropy,
-    plot_input_dependence,
-    statistics_frame,
-)
 from kaviz.plots.attention_maps import (
     plot_channel_maps,
     plot_channel_range,
     plot_class_maps,
     plot_layer_maps,
     plot_picture_maps,
+)
+from kaviz.plots.attention_statistics import (
+    plot_class_distances,
+    plot_deviation,
+    plot_entropy,
+    plot_input_dependence,
+    statistics_frame,
 )
 from kaviz.plots.attribution import plot_attributions, plot_perturbation_curves
 from kaviz.plots.compare import (
@@ -33,7 +33,7 @@ from kaviz.plots.layer import (
     plot_photo_and_kernels,
     plot_position_maps,
 )
-from kaviz.plots.maps import most_dependent_channels
+from kaviz.plots.map_grid import most_dependent_channels
 from kaviz.plots.speed import plot_peak_memory, plot_time_ratios, speed_frame, style_speed
 from kaviz.plots.stability import plot_attention_against_pixels, plot_changed_pictures, plot_stability
 from kaviz.plots.table import plot_added_cost, plot_error_against, plot_error_against_cost, style_table, table_frame

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from kaconv.capture import AttentionRecord
+from kaconv.attention.record import AttentionRecord
 from kaviz.figures import attach_data
-from kaviz.plots.maps import Panel, check_layer, draw_map_grid, draw_picture, figure_title, grid_size, map_frame
+from kaviz.plots.map_grid import Panel, check_layer, draw_map_grid, draw_picture, figure_title, grid_size, map_frame
 from kaviz.style import canvas
 
 

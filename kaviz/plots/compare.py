@@ -14,10 +14,10 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from kaconv.capture import AttentionRecord
+from kaconv.attention.record import AttentionRecord
 from kaviz.figures import attach_data
-from kaviz.plots.attention import statistics_frame
-from kaviz.plots.maps import (
+from kaviz.plots.attention_statistics import statistics_frame
+from kaviz.plots.map_grid import (
     FEW_LAYERS,
     Panel,
     Scale,

@@ -1,4 +1,4 @@
-"""What interventions on the attention do to a model's decisions: the rows of `kaconv.effects`, drawn.
+"""What interventions on the attention do to a model's decisions: the rows of `kaconv.attention.effects`, drawn.
 
 Each function makes a figure of its own, or draws in the place of `ax`, and attaches its numbers as a table, which
 `kaviz.figures.figure_data` gives back.
@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from kaviz.figures import attach_data
-from kaviz.plots.maps import Scale, attention_bar, draw_map, figure_title
+from kaviz.plots.map_grid import Scale, attention_bar, draw_map, figure_title
 from kaviz.style import SEQUENTIAL, VARIANT_COLORS, VARIANT_MARKERS, WIDTH, canvas, variant_of
 
 Row = Mapping[str, Any]
@@ -30,7 +30,7 @@ def plot_effects(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFig
     """How each intervention changes the test error, a panel for each layer, all on one axis.
 
     Args:
-        rows: pooled effects, as `kaconv.effects.pool_effects` gives them.
+        rows: pooled effects, as `kaconv.attention.effects.pool_effects` gives them.
     """
     layers, models, interventions = (_distinct(rows, key) for key in ("layer", "model", "intervention"))
     lines = -(-len(layers) // _COLUMNS)
@@ -72,12 +72,15 @@ def plot_transplants(rows: Sequence[Row], ax: Axes | None = None) -> Figure | Su
     often another class's attention leads to a decision for that class.
 
     Args:
-        rows: pooled effects, as `kaconv.effects.pool_effects` gives them, those of both transplants among them.
+        rows: pooled effects, as `kaconv.attention.effects.pool_effects` gives them, with both transplants.
 
     Raises:
         ValueError: if a transplant was not measured.
     """
-    from kaconv.effects import OTHER_CLASS, SAME_CLASS  # whose imports take seconds; who has rows has it already
+    from kaconv.attention.effects import (  # whose imports take seconds; who has rows has it already
+        OTHER_CLASS,
+        SAME_CLASS,
+    )
 
     same, other = ([row for row in rows if row["intervention"] == name] for name in (SAME_CLASS, OTHER_CLASS))
     if not same or len(same) != len(other):
@@ -116,7 +119,7 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
     one scale, which a square root stretches near 0.
 
     Args:
-        rows: those of `kaconv.effects.measure_removals` for one network of each model, with the model's name.
+        rows: those of `kaconv.attention.effects.measure_removals` for one network of each model, with the model's name.
 
     Raises:
         ValueError: if there are several networks of a model.
@@ -165,8 +168,8 @@ def plot_attention_and_cost(
     """Does a position's mean attention say what its removal costs? A panel for each layer, a mark for each position.
 
     Args:
-        rows: those of `kaconv.effects.measure_removals`, each with its model and seed.
-        correlations: what `kaconv.effects.attention_correlations` gives for them.
+        rows: those of `kaconv.attention.effects.measure_removals`, each with its model and seed.
+        correlations: what `kaconv.attention.effects.attention_correlations` gives for them.
     """
     layers, models = _distinct(rows, "layer"), _distinct(rows, "model")
     lines = -(-len(layers) // _COLUMNS)

@@ -10,9 +10,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from kaconv.effective import PositionShares
+from kaconv.attention.kernels import PositionShares
 from kaviz.figures import attach_data
-from kaviz.plots.maps import Scale, draw_map, draw_picture, figure_title
+from kaviz.plots.map_grid import Scale, draw_map, draw_picture, figure_title
 from kaviz.style import DIVERGING, SEQUENTIAL, VARIANT_COLORS, WIDTH, canvas
 
 _MAPS = {"attention": "attention", "response": "response", "share": "share of the output"}
@@ -34,8 +34,8 @@ def plot_effective_kernels(
     """Kernels under the attention of a few pictures beside the static ones, and below what the attention changes.
 
     Args:
-        static: kernels under even attention, (kh, kw, R): of R output channels, see `kaconv.effective.kernel_pictures`,
-            or of one output channel, from R input channels.
+        static: kernels under even attention, (kh, kw, R): of R output channels, or of one output channel, from R
+            input channels; see `kaconv.attention.kernels.kernel_pictures`.
         effective: the same under the attention of each picture, (samples, kh, kw, R).
         rows: names of the R.
         pictures: (samples, H, W, 3) or (samples, H, W), in [0, 1].
@@ -76,7 +76,7 @@ def plot_contributions(
     """What each kernel position adds to one channel's output, laid out as the kernel is, on one scale.
 
     Args:
-        maps: A_p ⊙ Y_p of one picture and channel, (kh, kw, h, w); see `kaconv.effective.position_contributions`.
+        maps: A_p ⊙ Y_p of one picture and channel, (kh, kw, h, w), from `kaconv.attention.kernels`.
         attention: A_p, (kh, kw).
         picture: (H, W, 3) or (H, W), in [0, 1].
     """

@@ -1,4 +1,4 @@
-"""What kernel attention costs in time and memory, as figures: rows are those of `kaconv.benchmark.run_benchmark`."""
+"""Figures of the cost of kernel attention in time and memory, from the rows of `kaconv.bench.benchmark`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

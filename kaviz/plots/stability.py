@@ -1,4 +1,4 @@
-"""How far the attention moves when the picture is changed: what `kaconv.stability.attention_stability` found, drawn.
+"""Figures of how far the attention moves with the picture, from the results of `kaconv.attention.stability`.
 
 Distances are in proportion to that between two random pictures, which is 1 and marked.
 """
@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from kaconv.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE
+from kaconv.attention.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE
 from kaviz.figures import attach_data
-from kaviz.plots.maps import draw_picture, figure_title
+from kaviz.plots.map_grid import draw_picture, figure_title
 from kaviz.style import SEQUENTIAL, WIDTH, canvas
 
 # Okabe and Ito's colours, told apart by their markers, too; a kind that is none of these takes the last.
@@ -46,7 +46,7 @@ def plot_changed_pictures(
     Args:
         original: (H, W, 3) or (H, W), in [0, 1].
         changed: for the name of each change the same.
-        rows: dicts of `kaconv.stability.attention_stability`.
+        rows: dicts of `kaconv.attention.stability.attention_stability`.
     """
     means = _by_change(rows).loc[list(changed)].sort_values("relative", kind="stable")
     texts = [
@@ -73,7 +73,7 @@ def plot_stability(
     """How far each kind of change moves the attention, by its strength and layer by layer.
 
     Args:
-        rows: dicts of `kaconv.stability.attention_stability`.
+        rows: dicts of `kaconv.attention.stability.attention_stability`.
         reference: those of an untrained model, to compare with: the mean over its layers is drawn.
     """
     frame = pd.DataFrame(rows)
@@ -129,7 +129,7 @@ def plot_attention_against_pixels(
     """Does the attention move as far as the picture does? A panel for each model; means over its layers.
 
     Args:
-        models: for each model its name and the dicts of `kaconv.stability.attention_stability`.
+        models: for each model its name and the dicts of `kaconv.attention.stability.attention_stability`.
     """
     tables = {name: _by_change(rows) for name, rows in models.items()}
     limit = 1.08 * max(table[["relative", "pixels"]].to_numpy().max() for table in tables.values())

@@ -1,4 +1,4 @@
-"""The ImageNet table as a table to read and as figures: rows are those of `kaconv.table.table_rows`."""
+"""The ImageNet table as a table to read and as figures: rows are those of `kaconv.paper.table.table_rows`."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

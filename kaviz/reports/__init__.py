@@ -4,6 +4,6 @@ A notebook needs only `project_root`, `save_metrics` and, for files of its own, 
 it and drawing its pages live in `spec`, `run` and `page`, which a running notebook never imports.
 """
 
-from kaviz.reports.metrics import project_root, report_folder, save_metrics
+from kaviz.reports.notebook import project_root, report_folder, save_metrics
 
 __all__ = ["project_root", "report_folder", "save_metrics"]

@@ -16,9 +16,9 @@ from nbformat import NotebookNode
 from PIL import Image
 from pygments.formatters import HtmlFormatter
 
-from kaconv.files import write_text
-from kaconv.provenance import provenance
-from kaviz.reports.metrics import format_value
+from kaconv.utils.files import write_text
+from kaconv.utils.provenance import provenance
+from kaviz.reports.notebook import format_value
 from kaviz.reports.static import freeze_widgets, markdown_html
 
 _THUMBNAIL_SIZE = (880, 560)  # twice the card's, for screens with fine pixels

@@ -9,30 +9,20 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import psutil
 from tqdm import tqdm
 
-from kaconv.files import write_json, write_text
-from kaviz.reports.metrics import read_metrics
+from kaconv.utils.files import write_json, write_text
+from kaviz.reports.notebook import read_metrics
 from kaviz.reports.page import Summary, write_index, write_page
-from kaviz.reports.spec import Entry, Spec
+from kaviz.reports.spec import Entry, Outcome, Spec
 
 _CHILD = Path(__file__).with_name("execute.py")
 _MARK = ".kaviz-report"  # the file that tells a report's folder from one that it must not write to
 _LOG_EVERY = 30  # seconds between progress lines where there is no terminal
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. `status` is "done", "failed" or "timed out"; `error` is one line, empty when done."""
-
-    status: str
-    error: str
-    seconds: float
 
 
 def run_report(spec: Spec, out: Path) -> bool:

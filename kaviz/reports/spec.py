@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from kaviz.reports.metrics import project_root
+from kaviz.reports.notebook import project_root
 from kaviz.reports.static import unreadable_maths
 
 _SPEC_KEYS = ("title", "description", "parameters", "entries")
@@ -58,6 +58,15 @@ class Parameter:
 
     default: object
     types: frozenset[str] | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `status` is "done", "failed" or "timed out"; `error` is one line, empty when done."""
+
+    status: str
+    error: str
+    seconds: float
 
 
 def load_spec(path: str | Path) -> Spec:

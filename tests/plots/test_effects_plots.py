@@ -4,7 +4,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 
-from kaconv.effects import ALL_LAYERS, OTHER_CLASS, SAME_CLASS, attention_correlations, pool_effects
+from kaconv.attention.effects import ALL_LAYERS, OTHER_CLASS, SAME_CLASS, attention_correlations, pool_effects
 from kaviz.figures import figure_data
 from kaviz.plots import plot_attention_and_cost, plot_effects, plot_removals, plot_transplants
 from kaviz.style import VARIANT_COLORS

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from kaconv.effective import PositionShares
+from kaconv.attention.kernels import PositionShares
 from kaviz import plots
 from kaviz.figures import figure_data
 

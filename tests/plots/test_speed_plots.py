@@ -24,7 +24,7 @@ def measurement(ratio, floor):
 
 @pytest.fixture
 def rows():
-    """Rows as of `kaconv.benchmark.run_benchmark`: training takes twice as long relative to the plain model."""
+    """Rows as of `kaconv.bench.benchmark.run_benchmark`: training takes twice as long relative to the plain model."""
     return [
         {
             "model": model,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from kaconv.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE, blur, flip, noise, shift
+from kaconv.attention.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE, blur, flip, noise, shift
 from kaviz import plots
 from kaviz.figures import figure_data
 

@@ -5,13 +5,13 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from kaconv.paper import TABLE
+from kaconv.paper.published import TABLE
 from kaviz import plots
 
 
 @pytest.fixture
 def rows():
-    """Rows as of `kaconv.table.table_rows`, from the published figures, with one measurement."""
+    """Rows as of `kaconv.paper.table.table_rows`, from the published figures, with one measurement."""
     unit = {"M": 10**6, "G": 10**9}
     rows = [
         {

@@ -9,7 +9,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from kaviz.reports import report_folder, save_metrics
-from kaviz.reports.metrics import format_value, read_metrics
+from kaviz.reports.notebook import format_value, read_metrics
 from kaviz.reports.page import notebook_html, opening, write_thumbnail
 from kaviz.reports.static import STATE, VIEW, freeze_widgets, markdown_html, tex_image
 

@@ -1,0 +1,376 @@
+"""Does the attention matter? What interventions do to a trained model's decisions, each on the same pictures.
+
+An effect is a paired difference: the model under an intervention against the untouched model, picture by picture. It
+says how much this model, trained with its attention, relies on it; not what a model trained without it would do.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from kaconv.attention.capture import AttentionCapture
+from kaconv.attention.hooks import kaconv_layers
+from kaconv.attention.interventions import Intervention, frozen, intervene, removed, shuffled, uniform
+from kaconv.attention.record import AttentionRecord
+from kaconv.attention.statistics import AttentionStatistics
+from kaconv.inference.evaluation import evaluate
+from kaconv.utils.intervals import paired_interval, t_interval, wilson_interval
+from kaconv.utils.modes import evaluating
+
+ALL_LAYERS = "all layers"
+FROZEN, UNIFORM, SHUFFLED = "frozen to its mean", "uniform", "shuffled"
+SAME_CLASS, OTHER_CLASS = "from the same class", "from another class"
+MEASURES = ("error_change", "log_probability_change", "changed", "donors_class")
+_NAMES = ("model", "intervention", "reference", "layer")  # what rows of several seeds have in common
+
+# Makes the intervention for a batch from the attention, with labels, that the untouched model gives the batch.
+InterventionMaker = Callable[[AttentionRecord], Intervention]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model makes of some pictures; outcomes of one measurement have the pictures in the same order.
+
+    Args:
+        labels: true classes (N,).
+        predictions: predicted classes (N,).
+        log_probabilities: natural logarithm of the true class's probability (N,).
+        donor_labels: under a `Transplant`, the classes of those whose maps the pictures took (N,).
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    log_probabilities: np.ndarray
+    donor_labels: np.ndarray | None = None
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Whether the prediction is wrong (N,)."""
+        return self.predictions != self.labels
+
+
+@dataclass(frozen=True)
+class Effects:
+    """The outcomes of a model, untouched and by (intervention, layer), where the layer may be `ALL_LAYERS`."""
+
+    untouched: Outcome
+    outcomes: dict[tuple[str, str], Outcome]
+
+    def rows(self) -> list[Row]:
+        """A dict for each intervention and layer: their names, and what `compare_outcomes` gives."""
+        return [
+            {"intervention": intervention, "layer": layer} | compare_outcomes(outcome, self.untouched)
+            for (intervention, layer), outcome in self.outcomes.items()
+        ]
+
+    def contrast(self, intervention: str, reference: str) -> list[Row]:
+        """As `rows`, but of one intervention against another in place of the untouched model.
+
+        Raises:
+            ValueError: for the name of an intervention that was not measured.
+        """
+        names = list(dict.fromkeys(name for name, _ in self.outcomes))
+        for name in (intervention, reference):
+            if name not in names:
+                raise ValueError(f"the intervention {name!r} was not measured; there are {', '.join(names)}")
+        return [
+            {"intervention": intervention, "reference": reference, "layer": layer}
+            | compare_outcomes(outcome, self.outcomes[reference, layer])
+            for (name, layer), outcome in self.outcomes.items()
+            if name == intervention
+        ]
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """An intervention: each picture takes the maps that another one has in the untouched model, in all layers alike.
+
+    Args:
+        batch: what the untouched model gives the batch.
+        donors: for each picture its donor's place in the batch (N,).
+    """
+
+    batch: AttentionRecord
+    donors: np.ndarray
+
+    def __call__(self, layer: str, attention: Tensor) -> Tensor:
+        """The donors' maps, in place of `attention`."""
+        return torch.as_tensor(self.batch.attention[layer][self.donors]).flatten(1, 2).to(attention)
+
+
+def usual_interventions(means: AttentionRecord | AttentionStatistics, seed: int = 0) -> dict[str, InterventionMaker]:
+    """The interventions to compare.
+
+    Frozen to its mean, the attention keeps each channel's preferences and loses sight of the picture; uniform, it has
+    no preferences either. Shuffled, each layer takes the maps of any other picture of the batch. A transplant takes
+    them, for all layers, from one picture of the same class, or of another.
+
+    Args:
+        means: what has a `mean(layer)`; of training pictures, not of those that effects are measured on.
+        seed: of the donors.
+    """
+    return {
+        FROZEN: lambda batch: frozen(means),
+        UNIFORM: lambda batch: uniform(),
+        SHUFFLED: lambda batch: shuffled(seed),
+        SAME_CLASS: lambda batch: Transplant(batch, draw_donors(batch.labels, same_class=True, seed=seed)),
+        OTHER_CLASS: lambda batch: Transplant(batch, draw_donors(batch.labels, same_class=False, seed=seed)),
+    }
+
+
+def draw_donors(labels: Sequence[int] | np.ndarray, *, same_class: bool, seed: int = 0) -> np.ndarray:
+    """For each picture another one, drawn from those of its class, or from those of all other classes. (N,).
+
+    Raises:
+        ValueError: if a picture has nobody to take from.
+    """
+    labels = torch.as_tensor(labels)
+    allowed = (labels[:, None] == labels) == same_class
+    allowed.fill_diagonal_(False)
+    if (alone := ~allowed.any(1)).any():
+        lacking = "only one of" if same_class else "none but of"
+        raise ValueError(f"{len(labels)} pictures in a batch have {lacking} class {int(labels[alone][0])}: take more")
+    return torch.multinomial(allowed.float(), 1, generator=torch.Generator().manual_seed(seed))[:, 0].numpy()
+
+
+def measure_effects(
+    model: nn.Module,
+    dataset: Dataset,
+    interventions: Mapping[str, InterventionMaker],
+    layers: str = "*",
+    *,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> Effects:
+    """Run a model over a data set untouched and under each intervention, in each layer and in all of them together.
+
+    The model runs on its own device, in eval mode. Each batch has its share of every class, so that what is taken from
+    other pictures of it comes from all classes.
+
+    Args:
+        dataset: yields (picture, label).
+        interventions: by name, such as `usual_interventions`; one that does not care for the batch is
+            `lambda batch: uniform()`.
+        layers: shell pattern of layer names.
+        batch_size: the most pictures in a batch.
+        seed: of which pictures come together in a batch.
+
+    Raises:
+        ValueError: if there are no interventions or no layer matches; and as the interventions and `evaluate` do.
+    """
+    if not interventions:
+        raise ValueError("there are no interventions to measure")
+    places = {name: name for name in kaconv_layers(model, layers)}
+    if len(places) > 1:
+        places[ALL_LAYERS] = layers
+    conditions = {
+        (name, layer): _Condition(make, pattern)
+        for layer, pattern in places.items()
+        for name, make in interventions.items()
+    }
+    return Effects(*_outcomes(model, dataset, conditions, layers, batch_size, seed, progress))
+
+
+def measure_removals(
+    model: nn.Module,
+    dataset: Dataset,
+    means: AttentionRecord | AttentionStatistics,
+    layers: str = "*",
+    *,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> list[Row]:
+    """Take the attention from each kernel position of each layer; the others share it in their own proportions.
+
+    Args:
+        dataset: as of `measure_effects`, and so are the other arguments.
+        means: what has a `mean(layer)`, for the attention that the positions had.
+
+    Returns:
+        A dict for each position: layer, row, column, attention (its mean, also over the channels), and what
+        `compare_outcomes` gives.
+
+    Raises:
+        ValueError: if there is no mean for a layer; and as `measure_effects` does.
+    """
+    if missing := [layer for layer in kaconv_layers(model, layers) if layer not in means.layers]:
+        raise ValueError(f"there is no mean for the layer {missing[0]}; there are some for {', '.join(means.layers)}")
+    maps = {layer: means.mean(layer).mean(axis=-1) for layer in kaconv_layers(model, layers)}
+    conditions = {
+        (layer, position): _Condition(lambda batch: removed(), layer, [position])
+        for layer in maps
+        for position in range(maps[layer].size)
+    }
+    untouched, outcomes = _outcomes(model, dataset, conditions, layers, batch_size, 0, progress)
+    rows = []
+    for (layer, position), outcome in outcomes.items():
+        row, column = divmod(position, maps[layer].shape[1])
+        place = {"layer": layer, "row": row, "column": column, "attention": float(maps[layer][row, column])}
+        rows.append(place | compare_outcomes(outcome, untouched))
+    return rows
+
+
+def compare_outcomes(outcome: Outcome, reference: Outcome) -> Row:
+    """What changed from `reference` to `outcome`, with 95 % intervals over the drawing of the pictures.
+
+    Returns:
+        - pictures: their number
+        - became_wrong, became_right: how many of them
+        - error_change: percentage points, positive for more errors; error_change_interval: Agresti and Min's
+        - log_probability_change: mean change of the true class's, natural logarithm, negative for the worse;
+          log_probability_change_interval: Student's, None for a single picture
+        - changed: predictions that are others, percent; changed_interval: Wilson's
+        - and where maps come from pictures of other classes: donors_class, decisions for the donor's class, percent;
+          donors_class_interval: Wilson's
+    """
+    n = len(outcome.labels)
+    became_wrong = int((outcome.wrong & ~reference.wrong).sum())
+    became_right = int((reference.wrong & ~outcome.wrong).sum())
+    differences = outcome.log_probabilities - reference.log_probabilities
+    row = {
+        "pictures": n,
+        "became_wrong": became_wrong,
+        "became_right": became_right,
+        "error_change": 100 * (became_wrong - became_right) / n,
+        "error_change_interval": paired_interval(became_wrong, became_right, n),
+        "log_probability_change": float(differences.mean()),
+        "log_probability_change_interval": t_interval(differences),
+    }
+    shares = {"changed": outcome.predictions != reference.predictions}
+    if outcome.donor_labels is not None and (outcome.donor_labels != outcome.labels).all():
+        shares["donors_class"] = outcome.predictions == outcome.donor_labels
+    for name, counts in shares.items():
+        percent = 100 * float(counts.mean())
+        row |= {name: percent, f"{name}_interval": wilson_interval(percent, n)}
+    return row
+
+
+def pool_effects(rows: Sequence[Row]) -> list[Row]:
+    """Effects in several trainings of a model as one: a dict for each group of rows that differ in the seed alone.
+
+    Args:
+        rows: those of `Effects.rows` or `Effects.contrast`, each with its model and seed.
+
+    Returns:
+        The names that the group has in common; seeds; and of each of `MEASURES` its mean, under its own name;
+        `{measure}_values` and `{measure}_intervals`, those of the single seeds, over pictures; `{measure}_interval`,
+        95 % of the mean: Student's over seeds, or for a single seed that over pictures.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple((name, row[name]) for name in _NAMES if name in row), []).append(row)
+    pooled = []
+    for names, group in groups.items():
+        new = dict(names) | {"seeds": [row["seed"] for row in group]}
+        for measure in (measure for measure in MEASURES if measure in group[0]):
+            values, intervals = ([row[key] for row in group] for key in (measure, f"{measure}_interval"))
+            new |= {measure: float(np.mean(values)), f"{measure}_values": values, f"{measure}_intervals": intervals}
+            new[f"{measure}_interval"] = t_interval(values) or intervals[0]
+        pooled.append(new)
+    return pooled
+
+
+def attention_correlations(rows: Sequence[Row]) -> list[Row]:
+    """Does a position's mean attention say what its removal costs? Spearman's rank correlation over the positions.
+
+    The cost is the fall of the true class's log-probability.
+
+    Args:
+        rows: those of `measure_removals`, each with its model and seed.
+
+    Returns:
+        For each model and layer: model, layer, seeds, correlation_values (one per seed; NaN where all positions are
+        alike), correlation (their mean) and correlation_interval: 95 %, Student's over seeds, None for a single one.
+    """
+    groups: dict[tuple[str, str], dict[int, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["layer"]), {}).setdefault(row["seed"], []).append(row)
+    found = []
+    for (model, layer), by_seed in groups.items():
+        values = [_correlation(group) for group in by_seed.values()]
+        interval = t_interval(values)
+        found.append(
+            {
+                "model": model,
+                "layer": layer,
+                "seeds": list(by_seed),
+                "correlation_values": values,
+                "correlation": float(np.mean(values)),
+                "correlation_interval": interval and (max(interval[0], -1.0), min(interval[1], 1.0)),
+            }
+        )
+    return found
+
+
+class _Condition(NamedTuple):
+    """Under which a model runs; the rest are arguments of `intervene`."""
+
+    make: InterventionMaker
+    layers: str
+    positions: Sequence[int] | None = None
+
+
+def _correlation(rows: Sequence[Row]) -> float:
+    attention, cost = [row["attention"] for row in rows], [-row["log_probability_change"] for row in rows]
+    alike = np.ptp(attention) == 0 or np.ptp(cost) == 0
+    return float("nan") if alike else float(stats.spearmanr(attention, cost).statistic)
+
+
+def _outcomes(
+    model: nn.Module,
+    dataset: Dataset,
+    conditions: Mapping[Hashable, _Condition],
+    layers: str,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> tuple[Outcome, dict[Any, Outcome]]:
+    """The outcome of the untouched model, and that under each condition."""
+    found = evaluate(model, dataset, batch_size=batch_size, progress=progress)  # it passes over unreadable pictures
+    batches = _mixed_batches(found.labels, found.indices, batch_size, seed)
+    device = next(model.parameters()).device
+    untouched: list[Outcome] = []
+    outcomes: dict[Hashable, list[Outcome]] = {key: [] for key in conditions}
+    total = len(batches) * len(conditions)
+    bar = tqdm(total=total, desc="interventions", unit="batch", leave=False, disable=None if progress else True)
+    with evaluating(model), torch.no_grad(), bar:
+        for images, labels in DataLoader(dataset, batch_sampler=batches):
+            images = images.to(device)
+            with AttentionCapture(model, layers, thumbnail=0) as capture:
+                untouched.append(_judge(model(images), labels))
+            batch = capture.record(labels=labels)
+            for key, condition in conditions.items():
+                intervention = condition.make(batch)
+                donors = batch.labels[intervention.donors] if isinstance(intervention, Transplant) else None
+                with intervene(model, intervention, condition.layers, condition.positions):
+                    outcomes[key].append(_judge(model(images), labels, donors))
+                bar.update()
+    return _joined(untouched), {key: _joined(parts) for key, parts in outcomes.items()}
+
+
+def _mixed_batches(labels: np.ndarray, indices: np.ndarray, batch_size: int, seed: int) -> list[list[int]]:
+    """Batches of about one size: the pictures, class by class, dealt out like cards."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    hands = -(-len(labels) // batch_size)
+    return [indices[order[hand::hands]].tolist() for hand in range(hands)]
+
+
+def _judge(logits: Tensor, labels: Tensor, donor_labels: np.ndarray | None = None) -> Outcome:
+    logits = logits.cpu().double()
+    log_probabilities = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    return Outcome(labels.numpy(), logits.argmax(1).numpy(), log_probabilities.numpy(), donor_labels)
+
+
+def _joined(parts: Sequence[Outcome]) -> Outcome:
+    arrays = ([getattr(part, name) for part in parts] for name in Outcome.__dataclass_fields__)
+    return Outcome(*(None if own[0] is None else np.concatenate(own) for own in arrays))

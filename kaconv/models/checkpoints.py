@@ -1,0 +1,152 @@
+"""Trained models as single safetensors files that say what they are: model name, classes, preprocessing."""
+
+import json
+import textwrap
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from kaconv.data.preprocessing import Preprocessing
+from kaconv.models.build import build_model
+from kaconv.models.registry import check_name
+from kaconv.utils.files import replacing
+
+METADATA_KEY = "kaconv"  # one key: safetensors writes several in no fixed order, and equal models should be equal files
+
+
+@dataclass
+class Checkpoint:
+    """A model in evaluation mode on the CPU, with its registered name, class names, preprocessing and further facts."""
+
+    model: nn.Module
+    name: str
+    classes: list[str]
+    preprocessing: Preprocessing
+    info: dict
+
+    def metadata(self) -> dict:
+        """All but the model, JSON-able."""
+        return {
+            "name": self.name,
+            "classes": self.classes,
+            "preprocessing": self.preprocessing.to_dict(),
+            "info": self.info,
+        }
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    name: str,
+    classes: list[str],
+    preprocessing: Preprocessing,
+    info: dict | None = None,
+) -> None:
+    """Write a model's weights and buffers to a safetensors file, in one step.
+
+    Args:
+        name: what `create_model` builds this model from.
+        classes: one name per output of the model.
+        info: further JSON-able facts, such as the epoch and the errors; the versions of kaconv and torch are added.
+    """
+    metadata = {
+        "name": name,
+        "classes": list(classes),
+        "preprocessing": preprocessing.to_dict(),
+        "info": {**(info or {}), "versions": {package: version(package) for package in ("kaconv", "torch")}},
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a whole kaconv checkpoint, or its weights do not fit the model that it names.
+    """
+    path = Path(path)
+    facts, tensors = _read(path)
+    model = build_model(facts.name, num_classes=len(facts.classes))
+    _load_weights(model, facts, tensors, path)
+    return Checkpoint(model.eval(), **vars(facts))
+
+
+def load_weights(path: str | Path, name: str, num_classes: int | None, **kaconv_options: Any) -> nn.Module:
+    """A new model `name` with the weights of a checkpoint, for `create_model`: as new models are, in training mode.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`, or if the checkpoint is of another model or has another
+            number of classes than `num_classes` (None: whatever it has).
+    """
+    path = Path(path)
+    facts, tensors = _read(path)
+    classes = len(facts.classes)
+    if (name, num_classes or classes) != (facts.name, classes):
+        wanted = name if num_classes is None else f"{name} with {num_classes} classes"
+        raise ValueError(f"{path} holds weights of {facts.name} with {classes} classes, not of {wanted}")
+    model = build_model(name, num_classes=classes, **kaconv_options)
+    _load_weights(model, facts, tensors, path)
+    return model
+
+
+@dataclass
+class _Facts:
+    """What a checkpoint says beside its weights."""
+
+    name: str
+    classes: list[str]
+    preprocessing: Preprocessing
+    info: dict
+
+
+def _load_weights(model: nn.Module, facts: _Facts, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        name, classes, problem = facts.name, facts.classes, str(error).splitlines()[-1]
+        raise ValueError(
+            f"{path}: the weights do not fit {name} with {len(classes)} classes: {textwrap.shorten(problem, 300)}"
+        ) from None
+
+
+def _facts(metadata: object) -> _Facts:
+    kinds = {"name": str, "classes": list, "preprocessing": dict, "info": dict}
+    if not isinstance(metadata, dict):
+        raise ValueError(f"it must be an object, got {metadata!r}")
+    for key, kind in kinds.items():
+        if key not in metadata:
+            raise ValueError(f"it lacks {key}")
+        if not isinstance(metadata[key], kind):
+            raise ValueError(f"{key} must be a {kind.__name__}, got {metadata[key]!r}")
+    name, classes = metadata["name"], metadata["classes"]
+    if not classes or not all(isinstance(item, str) for item in classes):
+        raise ValueError(f"classes must be names, got {classes!r}")
+    check_name(name)
+    return _Facts(name, classes, Preprocessing.from_dict(metadata["preprocessing"]), metadata["info"])
+
+
+def _read(path: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path.resolve()}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+    if metadata is None:
+        raise ValueError(f"{path} is a safetensors file, but says no model name, classes and preprocessing for kaconv")
+    try:
+        return _facts(json.loads(metadata)), tensors
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: bad checkpoint metadata: {error}") from None

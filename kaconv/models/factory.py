@@ -1,0 +1,92 @@
+"""`create_model`: a model by name, with new weights, a checkpoint's or torchvision's."""
+
+import contextlib
+import http.client
+import pickle
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from kaconv.models.build import build_model
+from kaconv.models.checkpoints import load_weights
+from kaconv.models.registry import check_name
+
+_TORCHVISION_WEIGHTS = {
+    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+    "resnet101": torchvision.models.ResNet101_Weights.IMAGENET1K_V1,
+    "resnext50_32x4d": torchvision.models.ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
+    "mobilenetv2_100": torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1,
+}
+_DOWNLOAD_TIMEOUT = 20  # seconds without an answer
+
+
+def create_model(
+    name: str, num_classes: int | None = None, *, weights: str | Path | None = None, **kaconv_options: Any
+) -> nn.Module:
+    """A model by name, in training mode: (N, 3, H, W) to (N, num_classes) logits. No module works in place.
+
+    Without `weights` it is initialised as in the paper's recipe: convolutions and linear layers are Kaiming-normal
+    (fan-in), norms 1, biases 0.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: if not given, that of the weights, else 1000.
+        weights: the path of a kaconv checkpoint of this model; or "torchvision" for the plain ImageNet models that
+            torchvision has weights of. These are its IMAGENET1K_V1 ones: they come from the classic recipe (random
+            crops and flips), as the paper's baselines do, while V2's is longer and stronger, and its ResNets' errors
+            are about 4 percentage points lower. They are downloaded to PyTorch's cache the first time.
+        kaconv_options: further arguments of `KAConv2d`, such as `reduction=8`, for every one in the model.
+
+    Raises:
+        ValueError: for an unknown name, less than one class, options for a model without KAConv2d, or weights that
+            are not of this model and number of classes.
+        FileNotFoundError: if there is no such checkpoint, or torchvision's weights cannot be downloaded.
+
+    Example:
+        >>> model = create_model("ka_resnet50_l", num_classes=10)
+    """
+    if not (weights is None or isinstance(weights, str | Path)):
+        raise ValueError(f"weights must be a path or 'torchvision'; got {weights!r}")
+    if weights is not None and weights != "torchvision":
+        check_name(name)
+        return load_weights(weights, name, num_classes, **kaconv_options)
+    if weights == "torchvision":
+        check_name(name)
+        _check_torchvision_has(name, num_classes)
+    model = build_model(name, num_classes, **kaconv_options)
+    if weights == "torchvision":
+        _load_torchvision_weights(model, name)
+    return model
+
+
+def _check_torchvision_has(name: str, num_classes: int | None) -> None:
+    if name not in _TORCHVISION_WEIGHTS:
+        raise ValueError(f"torchvision has no weights of {name}; it has them of {', '.join(_TORCHVISION_WEIGHTS)}")
+    if num_classes not in (None, 1000):
+        raise ValueError(f"torchvision's weights of {name} are for 1000 classes, not {num_classes}")
+
+
+def _load_torchvision_weights(model: nn.Module, name: str) -> None:
+    weights = _TORCHVISION_WEIGHTS[name]
+    file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # it says that it downloads
+            state = weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+        model.load_state_dict(state)
+    except (OSError, http.client.HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than weights, or none"  # torch's own text advises to load it unsafely
+        elif "state_dict" in reason:
+            reason = "its weights do not fit"
+        advice = "remove it" if file.exists() else f"without a network, put {weights.url} there"
+        raise FileNotFoundError(f"cannot get torchvision's weights of {name} as {file}: {reason}; {advice}") from None
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,0 +1,1 @@
+"""The published table, and ours beside it: `kaconv table`."""

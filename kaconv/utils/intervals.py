@@ -1,0 +1,49 @@
+"""Confidence intervals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean of a few values; None for a single one."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def welch_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float] | None:
+    """Welch's 95 % interval of the difference of two means; None where one of them has a single value."""
+    if min(len(values), len(others)) < 2:
+        return None
+    if np.ptp(values) == np.ptp(others) == 0:  # no spread to judge by; scipy gives NaN
+        return (float(values[0] - others[0]),) * 2
+    interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high)
+
+
+def wilson_interval(error: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of an error in percent that was measured on `n` pictures, in percent."""
+    z, share = stats.norm.ppf((1 + CONFIDENCE) / 2), error / 100
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return float(100 * max(centre - half, 0)), float(100 * min(centre + half, 1))
+
+
+def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
+    """95 % interval of a difference of two shares of the same `n` pictures, in percentage points.
+
+    Agresti and Min's (Statistics in Medicine 24, 2005): Wald's, with half a picture added to each of the four cells.
+
+    Args:
+        more: pictures that count for the first share only.
+        fewer: pictures that count for the second share only.
+    """
+    z, n, more, fewer = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
+    centre = (more - fewer) / n
+    half = z * np.sqrt(more + fewer - (more - fewer) ** 2 / n) / n
+    return float(100 * max(centre - half, -1)), float(100 * min(centre + half, 1))
