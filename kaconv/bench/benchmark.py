@@ -24,11 +24,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-import kaconv
 from kaconv.bench.peers import PEERS, create_peer, peer_name
 from kaconv.bench.roofline import LayerCost, Peaks, floor_seconds, layer_costs, measure_peaks, synchronise, timed
 from kaconv.models import create_model, list_models
 from kaconv.models.complexity import Complexity, complexity
+from kaconv.ops import use_backend
 from kaconv.ops.cpu_taps import release_scratch
 from kaconv.utils.provenance import provenance
 
@@ -260,7 +260,7 @@ class _Subject:
     @contextmanager
     def _mode(self, mode: str) -> Iterator[None]:
         self.module.train(mode == "training")
-        backend = kaconv.use_backend(self.variant) if self.variant in BACKENDS else nullcontext()
+        backend = use_backend(self.variant) if self.variant in BACKENDS else nullcontext()
         with backend, torch.inference_mode(mode == "inference"):
             yield
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import kaconv
 from kaconv.layers import KAConv2d
 from kaconv.models import create_model
+from kaconv.ops import use_backend
 from kaconv.utils.modes import evaluating
 
 REPEATS = 5
@@ -87,7 +87,7 @@ def layer_costs(model_name: str, batch_size: int, image_size: int, dtype: torch.
         # A KAConv2d is the convolution of its weight; its generator's linear layers come on top.
         if isinstance(module, nn.Conv2d | nn.Linear | KAConv2d):
             module.register_forward_hook(count(name))
-    with evaluating(model), torch.no_grad(), kaconv.use_backend("reference"):
+    with evaluating(model), torch.no_grad(), use_backend("reference"):
         model(x)
     return costs
 
