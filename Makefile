@@ -37,7 +37,7 @@ lab: .venv/.ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 lock: .venv/.ready  ## pin the newest packages that pyproject.toml admits
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra bench --upgrade --quiet \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --upgrade --quiet \
 	    --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean:  ## remove what reports and tests wrote (not .venv, not data/cache)

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from kaconv.utils.extras import missing_package
+
 EXAMPLES = """\
 examples:
   kaconv table
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _message(error: Exception) -> str:
-    message = str(error)
+    message = missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
     if message.startswith("Caught "):  # torch puts the whole traceback of a loading process into the message
         return message.splitlines()[-1].partition(f"{type(error).__name__}: ")[2]
     return message

@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 from kaconv.utils.lazy import lazy_names
-from kaviz.style import set_style
 
 if TYPE_CHECKING:
     from kaviz.explorer import AttentionExplorer
     from kaviz.live import LiveCurves
+    from kaviz.style import set_style
 
 __all__ = ["AttentionExplorer", "LiveCurves", "set_style"]
 
-_MODULES = {"AttentionExplorer": "explorer", "LiveCurves": "live"}
+_MODULES = {"AttentionExplorer": "explorer", "LiveCurves": "live", "set_style": "style"}
 
 
 __getattr__ = lazy_names(__name__, _MODULES)

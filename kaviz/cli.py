@@ -6,6 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
+from kaconv.utils.extras import missing_package
+
 DEFAULT_SPEC = "reports/specs/default.yaml"
 
 _REPORT_HELP = """\
@@ -49,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _report(args.spec, args.out)
+    except ModuleNotFoundError as error:
+        print(f"kaviz: error: {missing_package(error, needed='notebooks')}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"kaviz: error: {error}", file=sys.stderr)
         return 2

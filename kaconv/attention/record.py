@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from scipy.special import entr
+import torch
 
 from kaconv.utils.files import replacing
 
@@ -98,7 +98,7 @@ class AttentionRecord:
         positions = attention.shape[1] * attention.shape[2]
         if positions == 1:
             return np.ones(attention.shape[::3], attention.dtype)
-        return entr(attention).sum(axis=(1, 2)) / np.log(positions)
+        return torch.special.entr(torch.from_numpy(attention)).sum(dim=(1, 2)).numpy() / np.log(positions)
 
     def input_dependence(self, layer: str) -> np.ndarray:
         """How far the map moves with the input: the total variation distance, half the sum of absolute differences,

@@ -1,6 +1,19 @@
 """Running a trained model: predictions of files, errors over data sets."""
 
-from kaconv.inference.evaluation import Evaluation, evaluate, evaluate_checkpoint
-from kaconv.inference.predict import predict
+from typing import TYPE_CHECKING
+
+from kaconv.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from kaconv.inference.evaluation import Evaluation, evaluate, evaluate_checkpoint
+    from kaconv.inference.predict import predict
 
 __all__ = ["Evaluation", "evaluate", "evaluate_checkpoint", "predict"]
+
+_MODULES = {
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
+    "evaluate_checkpoint": "evaluation",
+    "predict": "predict",
+}
+__getattr__ = lazy_names(__name__, _MODULES)
