@@ -1,6 +1,7 @@
 """Records of attention: maps of some samples, with what is known of them."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _OF_SAMPLES = ("labels", "predictions", "ids", "thumbnails")  # fields of a record with a row for each sample
+
+# What numpy raises for a file that is damaged, or no npz file, or one of something else.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -160,10 +164,46 @@ class AttentionRecord:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` has written."""
-        with np.load(path, allow_pickle=False) as file:
-            attention = {name: file[f"attention/{name}"] for name in json.loads(str(file["layers"]))}
-            return cls(attention, **{name: file.get(name) for name in _OF_SAMPLES})
+        """Read what `save` has written.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no record, or one of its arrays cannot be what its name says.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no attention record {Path(path).resolve()}")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                attention = {name: file[f"attention/{name}"] for name in json.loads(str(file["layers"]))}
+                of_samples = {name: file.get(name) for name in _OF_SAMPLES}
+        except _UNREADABLE as error:
+            raise ValueError(f"{path} is not an attention record: {str(error) or type(error).__name__}") from None
+        try:
+            _check(attention, of_samples)
+        except ValueError as error:
+            raise ValueError(f"{path} is not an attention record: {error}") from None
+        return cls(attention, **of_samples)
+
+
+def _check(attention: dict[str, np.ndarray], of_samples: dict[str, np.ndarray | None]) -> None:
+    """ValueError, with the field's name, for arrays that no capture gives."""
+    if not attention:
+        raise ValueError("it has no layers")
+    n = len(next(iter(attention.values()))) if next(iter(attention.values())).ndim else 0
+    for layer, maps in attention.items():
+        field = f"attention/{layer}"
+        if maps.ndim != 4 or maps.dtype.kind != "f":
+            raise ValueError(f"{field} must be floats (N, kh, kw, C), got {maps.dtype} {maps.shape}")
+        if len(maps) != n:
+            raise ValueError(f"{field} has {len(maps)} samples, the first layer {n}")
+        # Less than 1 is the sum where an intervention has removed positions.
+        if not ((maps >= 0).all() and (maps.sum(axis=(1, 2)) < 1.01).all()):  # both are false for NaN
+            raise ValueError(f"{field} must be finite, at least 0, and of sum 1 at most over the positions")
+    kinds = {"labels": ("iu", 1), "predictions": ("iu", 1), "ids": ("iuU", 1), "thumbnails": ("u", 4)}
+    for field, values in of_samples.items():
+        allowed, ndim = kinds[field]
+        if values is not None and (values.dtype.kind not in allowed or values.ndim != ndim or len(values) != n):
+            raise ValueError(f"{field} must be of {n} samples, got {values.dtype} {values.shape}")
 
 
 def map_distances(means: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,9 +37,17 @@ def load_rgb(path: str) -> Image.Image:
         raise UnreadablePicture(f"cannot read the picture {path}: {error}") from None
 
 
-def load_tensor(path: str) -> Tensor:
-    """As `load_rgb`, as uint8 (3, H, W)."""
-    return pil_to_tensor(load_rgb(path))
+def load_upright(path: str) -> Image.Image:
+    """A picture of a data set as `open_image` shows it; `UnreadablePicture` if it is damaged."""
+    try:
+        return open_image(path)
+    except (OSError, ValueError) as error:
+        raise UnreadablePicture(str(error)) from None
+
+
+def load_tensor(path: str, load: Callable[[str], Image.Image]) -> Tensor:
+    """The picture that `load` reads, as uint8 (3, H, W)."""
+    return pil_to_tensor(load(path))
 
 
 def open_image(path: str | Path) -> Image.Image:

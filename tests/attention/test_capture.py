@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,44 @@ def test_save_and_load(tmp_path, model):
     np.testing.assert_array_equal(loaded.ids, ["a.png", "b.png"])
     np.testing.assert_array_equal(loaded.thumbnails, record.thumbnails)
     assert [path.name for path in tmp_path.iterdir()] == ["record.npz"]
+
+
+UNIFORM = np.full((4, 3, 3, 2), 1 / 9, np.float32)
+DAMAGED = {
+    "2-d maps": ({"a": UNIFORM[:, :, 0, 0]}, {}, "attention/a must be floats"),
+    "text": ({"a": np.full((4, 3, 3, 2), "x")}, {}, "attention/a must be floats"),
+    "NaN": ({"a": UNIFORM * np.nan}, {}, "attention/a must be finite"),
+    "sums": ({"a": UNIFORM * 2}, {}, "attention/a must be finite"),
+    "other N": ({"a": UNIFORM, "b": UNIFORM[:2]}, {}, "attention/b has 2 samples"),
+    "labels": ({"a": UNIFORM}, {"labels": np.arange(99)}, "labels must be of 4 samples"),
+    "ids": ({"a": UNIFORM}, {"ids": np.zeros(4)}, "ids must be of 4 samples"),
+    "scalar": ({"a": np.float32(1)}, {}, "attention/a must be floats"),
+    "none": ({}, {}, "it has no layers"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_file_that_is_no_record_is_refused_by_its_field(tmp_path, case):
+    attention, rest, message = DAMAGED[case]
+    arrays = {f"attention/{name}": maps for name, maps in attention.items()}
+    np.savez(tmp_path / "record.npz", layers=json.dumps(list(attention)), **arrays, **rest)
+    with pytest.raises(ValueError, match=rf"record.npz is not an attention record: {message}"):
+        AttentionRecord.load(tmp_path / "record.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04cut"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+    (tmp_path / "record.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"record.npz is not an attention record"):
+        AttentionRecord.load(tmp_path / "record.npz")
+
+
+def test_a_record_without_its_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "record.npz", layers=json.dumps(["a"]))
+    with pytest.raises(ValueError, match=r"not an attention record: .*attention/a"):
+        AttentionRecord.load(tmp_path / "record.npz")
+    with pytest.raises(FileNotFoundError, match="there is no attention record"):
+        AttentionRecord.load(tmp_path / "other.npz")
 
 
 def test_what_was_captured_does_not_change_afterwards(model):

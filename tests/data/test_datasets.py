@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from kaconv.data.datasets import load_data
+from kaconv.data.pictures import load_rgb, load_upright, open_image
 from kaconv.data.preprocessing import IMAGENET, Preprocessing
 from kaconv.data.unreadable import UNREADABLE, UnreadablePicture, describe_sample, tolerant
 from kaconv.data.wnids import IMAGENET_WNIDS
@@ -217,13 +218,14 @@ def test_a_broken_picture_is_named(pictures):
 @pytest.mark.parametrize(
     "error", [SyntaxError("broken PNG file"), EOFError("end"), ValueError("bad"), struct.error("unpack requires")]
 )
-def test_whatever_a_decoder_raises_the_picture_is_named(pictures, monkeypatch, error):
-    def decoder(path):
+@pytest.mark.parametrize("load", [load_rgb, load_upright])
+def test_whatever_a_decoder_raises_the_picture_is_named(pictures, monkeypatch, load, error):
+    def decoder(*args):
         raise error
 
-    monkeypatch.setattr("torchvision.datasets.folder.default_loader", decoder)
-    with pytest.raises(ValueError, match=rf"cannot read the picture .*val/cat/0\.png: {error}"):
-        load_data(f"folder:{pictures}").test[0]
+    monkeypatch.setattr("PIL.Image.open", decoder)
+    with pytest.raises(UnreadablePicture, match=rf"cannot read the picture .*val/cat/0\.png: {error}"):
+        load(str(pictures / "val" / "cat" / "0.png"))
 
 
 def picture_bytes(picture: Image.Image, format: str, **options) -> bytes:
@@ -319,7 +321,7 @@ def test_other_errors_are_not_tolerated(jpegs):
 
 
 EXIF = Image.Exif()
-EXIF[0x0112] = 6  # to be turned by 90 degrees: neither split does, as is usual for ImageNet
+EXIF[0x0112] = 6  # to be turned by 90 degrees
 FILES = {
     "rgb.jpg": picture_bytes(noise(), "JPEG"),
     "progressive.jpg": picture_bytes(noise(), "JPEG", progressive=True, subsampling=0),
@@ -343,6 +345,23 @@ def test_both_splits_decode_to_the_same_pixels(tmp_path, name):
     train, test = data.train[0][0], data.test[0][0]
     assert train.dtype == torch.uint8
     assert torch.equal(train, torch.from_numpy(np.array(test)).movedim(-1, 0))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_learned_is_what_is_predicted_for(tmp_path, name):
+    """A phone's photographs were learned sideways and predicted upright; transparent parts were black and white."""
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    (tmp_path / "val" / "a" / name).write_bytes(FILES[name])
+    data = load_data(f"folder:{tmp_path}")
+    data.test.transform = None
+    assert np.array_equal(data.test[0][0], open_image(tmp_path / "val" / "a" / name))
+
+
+def test_imagenet_s_pictures_stay_as_they_are_stored(tmp_path):
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(FILES["turned.jpg"])
+    assert load_rgb(str(path)).size == (50, 40)
+    assert load_upright(str(path)).size == (40, 50)
 
 
 def test_training_crops_as_pillow_does(jpegs):
