@@ -246,6 +246,25 @@ def test_nan_and_infinity_come_through(channels, training):
         assert expected.any() <= actual.any()
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [(4, 4, 4), (8, 8, 2), (40, 40, 1)], ids=["depthwise", "grouped", "dense"])
+def test_the_output_is_finite_where_the_reference_is(channels, stride, act, training, grad, fused_only):
+    torch.manual_seed(0)
+    layer = make(channels, act, dtype=torch.float32, kernel_size=3, stride=stride).train(training)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        x = torch.randn(2, channels[0], 6, 6)
+        x[0, 1, 2, 2] = value
+        x.requires_grad_(grad)
+        finite = []
+        for backend in ("reference", "fused"):
+            with use_backend(backend), torch.set_grad_enabled(grad):
+                finite.append(copy.deepcopy(layer)(x).isfinite())
+        assert torch.equal(*finite), value
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing(use_reentrant):
     torch.manual_seed(0)
