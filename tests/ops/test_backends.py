@@ -1,5 +1,6 @@
 import copy
 import logging
+import threading
 
 import pytest
 import torch
@@ -372,14 +373,47 @@ def test_eager_inference_equals_the_reference(geometry, channels_last):
 
 
 def test_forced_backends_nest_and_end_with_the_block():
-    assert dispatch._forced is None
+    assert dispatch._forced.get() is None
     with use_backend("reference"):
         with use_backend("fused"):
-            assert dispatch._forced == "fused"
+            assert dispatch._forced.get() == "fused"
         with pytest.raises(ZeroDivisionError), use_backend("fused"):
             1 / 0  # noqa: B018
-        assert dispatch._forced == "reference"
-    assert dispatch._forced is None
+        assert dispatch._forced.get() == "reference"
+    assert dispatch._forced.get() is None
+
+
+def test_threads_that_enter_and_leave_in_turn_choose_apart():
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    seen = {}
+
+    def first():
+        with use_backend("reference"):
+            first_is_in.set()
+            second_is_in.wait(5)
+            seen["first, inside"] = dispatch._forced.get()
+        seen["first, after"] = dispatch._forced.get()
+        first_is_out.set()
+
+    def second():
+        first_is_in.wait(5)
+        seen["second, before"] = dispatch._forced.get()
+        with use_backend("eager"):
+            second_is_in.set()
+            first_is_out.wait(5)
+            seen["second, inside"] = dispatch._forced.get()
+        seen["second, after"] = dispatch._forced.get()
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {when: backend for when, backend in seen.items() if backend} == {
+        "first, inside": "reference",
+        "second, inside": "eager",
+    }
+    assert dispatch._forced.get() is None
 
 
 def test_unknown_backends_are_named():
