@@ -314,6 +314,27 @@ def test_autocast_gives_what_the_reference_gives():
     torch.testing.assert_close(*outputs)
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.int64, torch.uint8, torch.bool], ids=str)
+def test_inputs_of_another_dtype_are_named(dtype, autocast):
+    layer, x = KAConv2d(4, 4, 3), torch.ones(2, 4, 5, 5, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with pytest.raises(TypeError, match=rf"input of dtype torch\.float32.*; got {dtype}"):
+            layer(x)
+        with pytest.raises(TypeError, match=rf"input of dtype torch\.float32.*; got {dtype}"):
+            layer.to("meta")(x.to("meta"))
+
+
+def test_half_inputs_want_half_weights_or_autocast():
+    x = torch.randn(2, 4, 5, 5)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match=rf"input of dtype torch\.float32; got {dtype}"):
+            KAConv2d(4, 4, 3)(x.to(dtype))
+        assert KAConv2d(4, 4, 3, dtype=dtype)(x.to(dtype)).dtype == dtype
+        with torch.autocast("cpu", torch.bfloat16):
+            assert KAConv2d(4, 4, 3)(x.to(dtype)).dtype == torch.bfloat16
+
+
 def test_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
