@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C+
 
 CHANNELS = {"depthwise": (4, 4, 4), "grouped": (4, 6, 2), "dense": (34, 36, 1)}
 NAMES = [
-    *("x", "weight", "norm.weight", "norm.bias"),
+    *("a", "x", "weight", "norm.weight", "norm.bias"),
     *(f"attention_generator.{name}" for name in ("squeeze.weight", "norm.weight", "norm.bias", "excite.weight")),
 ]
 SHAPE = (3, 4)
@@ -43,7 +43,7 @@ class Graph:
         self.layer.attention_generator.register_forward_hook(self._keep)
         with use_backend(backend):
             self.y = self.layer(self.x)
-        self.inputs = {"x": self.x, **dict(self.layer.named_parameters())}
+        self.inputs = {"a": self.a, "x": self.x, **dict(self.layer.named_parameters())}
 
     def _keep(self, module, inputs, output):
         self.a = output
