@@ -9,6 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kaconv import ops
 from kaconv.layers.attention_generators import ATTENTION_GENERATORS
 
+_CAST_BY_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
+
 
 class KAConv2d(nn.Module):
     """Kernel attention convolution. It takes the place of a whole convolution, norm, activation triple.
@@ -41,6 +43,7 @@ class KAConv2d(nn.Module):
     Raises:
         ValueError: for sizes that do not fit together, an unknown `attention`, an input of the wrong shape, or a
             training batch of one sample with AG-L.
+        TypeError: for an input of another dtype than the weights', unless autocast brings both to one.
 
     Example:
         >>> layer = KAConv2d(64, 128, 3, stride=2, attention="H")
@@ -133,6 +136,8 @@ class KAConv2d(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"KAConv2d expects an input (N, {self.in_channels}, height, width); got {tuple(x.shape)}")
+        if x.dtype != self.weight.dtype and x.dtype not in (allowed := self._allowed_dtypes(x.device.type)):
+            raise TypeError(f"KAConv2d expects an input of dtype {' or '.join(map(str, allowed))}; got {x.dtype}")
         for axis in (0, 1):
             padded = x.shape[2 + axis] + 2 * self.padding[axis]
             extent = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
@@ -141,6 +146,10 @@ class KAConv2d(nn.Module):
                     f"the input's {('height', 'width')[axis]}, {padded} with padding, is smaller than the kernel's "
                     f"extent, {extent}"
                 )
+
+    def _allowed_dtypes(self, device: str) -> tuple[torch.dtype, ...]:
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return _CAST_BY_AUTOCAST if autocast and self.weight.dtype in _CAST_BY_AUTOCAST else (self.weight.dtype,)
 
     def extra_repr(self) -> str:
         text = (

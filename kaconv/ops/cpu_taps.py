@@ -6,6 +6,7 @@ processor's cache.
 """
 
 import ctypes
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -204,7 +205,7 @@ class CPUTaps:
             *map(_pointer, (self._x, self._packed, transposed, maps)),
         )  # fmt: skip
         real = ctypes.c_double if self._x.dtype == torch.float64 else ctypes.c_float
-        values = [real(a) if isinstance(a, float) else _pointer(a) for a in arguments]
+        values = [real(_reachable(a)) if isinstance(a, float) else _pointer(a) for a in arguments]
         _function(name, self._x.dtype)(ctypes.byref(problem), *values)
 
 
@@ -217,6 +218,11 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
     function = getattr(native.library(), f"{name}_{'double' if dtype == torch.float64 else 'float'}")
     function.restype = None
     return function
+
+
+def _reachable(cap: float) -> float:
+    """A cap of NaN in place of none: infinite values would reach an infinite cap, and so not be active."""
+    return math.nan if math.isinf(cap) else cap
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

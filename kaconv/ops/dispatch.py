@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -17,12 +18,16 @@ from kaconv.ops.sync_batch_norm import SYNCHRONISED
 BACKENDS = ("auto", "reference", "eager", "fused")
 
 _LOGGER = logging.getLogger("kaconv")
-_forced: str | None = None
+_forced: ContextVar[str | None] = ContextVar("kaconv_backend", default=None)
 
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
     """Computes every KAConv2d that runs inside the block with one backend, whatever the layers say.
+
+    The choice belongs to this thread (and asyncio task) alone, and is made when the forward runs: a backward follows
+    its forward, wherever it runs. Threads started inside the block, such as those of `nn.DataParallel`, and forwards
+    that activation checkpointing repeats on autograd's own threads, go by the layers; give these `backend=`.
 
     Args:
         backend: "reference" is the definition, with every map stored; "eager" is PyTorch's operators with less memory;
@@ -31,12 +36,11 @@ def use_backend(backend: str) -> Iterator[None]:
     Raises:
         ValueError: for another name.
     """
-    global _forced
-    before, _forced = _forced, check_backend(backend)
+    token = _forced.set(check_backend(backend))
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
 
 
 def check_backend(backend: str) -> str:
@@ -64,7 +68,7 @@ def kaconv2d(
     PyTorch traces or transforms (torch.compile, torch.export, torch.func, dispatch modes such as the FLOP counter) is
     never fused.
     """
-    backend = _forced or backend
+    backend = _forced.get() or backend
     if backend == "reference" or _is_hooked(norm) or _is_hooked(act):
         return reference.kaconv2d(x, weight, norm, act, attention_generator, stride, padding, dilation, groups)
     geometry = Geometry(tuple(weight.shape[2:]), stride, padding, dilation, groups)

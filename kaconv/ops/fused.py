@@ -9,7 +9,7 @@ only the input and some vectors are kept.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -100,9 +100,10 @@ def kaconv2d(
 
     trained = (x, weight, *norm.parameters(), *attention_generator.parameters())
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
-        q, link = _Pool.apply(x, weight, gamma, beta, r, t, call)
+        q, *links = _Pool.apply(x, weight, gamma, beta, r, t, call)
         attention = attention_generator(q.to(x.dtype)).to(dtype)
-        return _Aggregate.apply(attention, link, x.detach(), weight.detach(), gamma.detach(), beta.detach(), r, t, call)
+        constants = (x.detach(), weight.detach(), gamma.detach(), beta.detach(), r, t, call)
+        return _Aggregate.apply(attention, *links, *constants)
     return _infer(x, weight, gamma * r, gamma * t + beta, attention_generator, call)
 
 
@@ -133,6 +134,10 @@ def _pixels(x: Tensor, geometry: Geometry) -> int:
     return height * width
 
 
+def _output_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
+    return (len(x), weight.shape[0], *geometry.output_size(*x.shape[2:]))
+
+
 def _process_group(norm: _BatchNorm) -> distributed.ProcessGroup | None:
     """The processes that a synchronised batch norm shares its statistics with, where there are others."""
     if not (isinstance(norm, SYNCHRONISED) and norm.training and has_other_processes()):
@@ -158,15 +163,14 @@ def _over_processes(
 
 @dataclass
 class _Call:
-    """One call of the layer: what its two autograd functions share, since each pass needs what others found."""
+    """One call of the layer: what its two autograd functions share. No backward changes it: there may be several."""
 
     taps_type: type[Taps]
     geometry: Geometry
     cap: float
     values: int = 0  # m, from how many values of a map the statistics are; 0 for moving statistics
     group: distributed.ProcessGroup | None = None  # the processes that these values are spread over
-    taps: Taps | None = None  # handed from pass to pass, so that maps which it may hold are made once
-    pending: tuple[Any, ...] = ()  # what the backward of `_Aggregate` leaves for that of `_Pool`
+    taps: Taps | None = None  # handed from pass to pass of the forward, so that maps which it may hold are made once
 
     def act_sum(self, gamma: Tensor, beta: Tensor, active: Tensor, active_xhat: Tensor, capped: Tensor) -> Tensor:
         """The sum of act(gamma·xhat + beta), or of its product with what the three sums were weighed by."""
@@ -184,32 +188,45 @@ class _Call:
 
 
 class _Pool(torch.autograd.Function):
-    """(x, weight, gamma, beta) to the pooled maps q (N, K, C), and a link that keeps it before `_Aggregate`.
+    """(x, weight, gamma, beta) to the pooled maps q (N, K, C) and four links, whose values mean nothing.
 
-    In the backward, `_Aggregate` comes first and hands over dout: the gradient of x needs both dout and dq.
+    The gradient of x needs both dq and dout, which belongs to `_Aggregate`. That takes the links as inputs and gives as
+    their gradients dout, the attention, and its shares in the gradients of gamma and beta. So autograd keeps the order,
+    and what one backward hands over reaches no other; where a backward leaves `_Aggregate` out, they are None.
     """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor, call: _Call
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         call.taps = call.taps or call.taps_type(x, weight, call.geometry)
         active, active_xhat, capped = call.taps.pool(r, t, gamma, beta, call.cap)
         ctx.call = call
-        ctx.save_for_backward(x, gamma, beta, r, t, active, active_xhat)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, gamma, beta, r, t, active, active_xhat)
         q = call.act_sum(gamma, beta, active, active_xhat, capped) / _pixels(x, call.geometry)
-        return q, gamma.new_zeros(())
+        return q, _zeros(x, _output_shape(x, weight, call.geometry)), *(_zeros(c, c.shape) for c in (q, gamma, beta))
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dq: Tensor, dlink: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: FunctionCtx,
+        dq: Tensor | None,
+        dout: Tensor | None,
+        attention: Tensor | None,
+        dgamma: Tensor | None,
+        dbeta: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         _check_first_derivative()
         call: _Call = ctx.call
-        x, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
-        taps, dout, attention, d_active, d_active_xhat = call.pending
-        call.pending = ()
-        dq = dq / _pixels(x, call.geometry)
-        dbeta = (attention * d_active + dq * active).sum(dim=0)
-        dgamma = (attention * d_active_xhat + dq * active_xhat).sum(dim=0)
+        x, weight, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
+        taps = getattr(dgamma, _TAPS, None) or call.taps_type(x, weight, call.geometry)
+        if dout is None:  # no `_Aggregate` in this backward
+            dout, attention = _zeros(x, _output_shape(x, weight, call.geometry)), torch.zeros_like(active)
+            dgamma, dbeta = torch.zeros_like(gamma), torch.zeros_like(beta)
+        # None is the gradient where a hook has cut the attention off the graph.
+        dq = torch.zeros_like(active) if dq is None else dq / _pixels(x, call.geometry)
+        dgamma = dgamma + (dq * active_xhat).sum(dim=0)
+        dbeta = dbeta + (dq * active).sum(dim=0)
         slope = gamma * r
         # Moving statistics are constants: nothing flows back through them.
         delta, epsilon = slope * call.mean(dbeta), slope * call.mean(dgamma)
@@ -219,13 +236,16 @@ class _Pool(torch.autograd.Function):
 
 
 class _Aggregate(torch.autograd.Function):
-    """(attention, link) to the output; everything else is a constant here."""
+    """(attention, links) to the output; everything else is a constant here. For the links see `_Pool`."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx,
         attention: Tensor,
-        link: Tensor,
+        link_dout: Tensor,
+        link_attention: Tensor,
+        link_dgamma: Tensor,
+        link_dbeta: Tensor,
         x: Tensor,
         weight: Tensor,
         gamma: Tensor,
@@ -238,19 +258,33 @@ class _Aggregate(torch.autograd.Function):
         out = call.taps.aggregate(gamma * r, gamma * t + beta, attention, call.cap)
         call.taps = None
         ctx.call = call
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(attention, x, weight, gamma, beta, r, t)
         return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, dout: Tensor | None) -> tuple[Tensor | None, ...]:
         _check_first_derivative()
+        if dout is None:
+            return (None,) * 12
         call: _Call = ctx.call
         attention, x, weight, gamma, beta, r, t = ctx.saved_tensors
+        attention = attention.detach()
         taps = call.taps_type(x, weight, call.geometry)
         d_active, d_active_xhat, d_capped = taps.reduce(r, t, gamma, beta, call.cap, dout)
-        call.pending = (taps, dout, attention, d_active, d_active_xhat)
         dattention = call.act_sum(gamma, beta, d_active, d_active_xhat, d_capped)
-        return dattention, gamma.new_zeros(()), *[None] * 7
+        dgamma, dbeta = (attention * d_active_xhat).sum(dim=0), (attention * d_active).sum(dim=0)
+        # `_Pool` would make the same maps again. They go with a gradient, so that they live as long as it does.
+        setattr(dgamma, _TAPS, taps)
+        return dattention, dout, attention, dgamma, dbeta, *[None] * 7
+
+
+_TAPS = "_kaconv_taps"
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """One zero that is seen as a whole tensor."""
+    return like.new_zeros(()).expand(shape)
 
 
 def _check_first_derivative() -> None:

@@ -179,7 +179,7 @@ class Walk {
 
 template <typename T>
 struct Norm {  // xhat = r z + t, pre = gamma xhat + beta
-    T r, t, gamma, beta, cap;
+    T r, t, gamma, beta, cap;  // a cap of NaN, which nothing reaches, stands for none
     T xhat(T z) const { return r * z + t; }
     T pre(T xhat) const { return gamma * xhat + beta; }
     bool active(T pre) const { return !(pre <= 0) & !(pre >= cap); }  // a NaN is active, so that it shows

@@ -1,5 +1,6 @@
 import copy
 import logging
+import threading
 
 import pytest
 import torch
@@ -246,6 +247,25 @@ def test_nan_and_infinity_come_through(channels, training):
         assert expected.any() <= actual.any()
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [(4, 4, 4), (8, 8, 2), (40, 40, 1)], ids=["depthwise", "grouped", "dense"])
+def test_the_output_is_finite_where_the_reference_is(channels, stride, act, training, grad, fused_only):
+    torch.manual_seed(0)
+    layer = make(channels, act, dtype=torch.float32, kernel_size=3, stride=stride).train(training)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        x = torch.randn(2, channels[0], 6, 6)
+        x[0, 1, 2, 2] = value
+        x.requires_grad_(grad)
+        finite = []
+        for backend in ("reference", "fused"):
+            with use_backend(backend), torch.set_grad_enabled(grad):
+                finite.append(copy.deepcopy(layer)(x).isfinite())
+        assert torch.equal(*finite), value
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing(use_reentrant):
     torch.manual_seed(0)
@@ -292,6 +312,27 @@ def test_autocast_gives_what_the_reference_gives():
             outputs.append(copy.deepcopy(layer)(x))
     assert outputs[1].dtype == torch.bfloat16
     torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.int64, torch.uint8, torch.bool], ids=str)
+def test_inputs_of_another_dtype_are_named(dtype, autocast):
+    layer, x = KAConv2d(4, 4, 3), torch.ones(2, 4, 5, 5, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with pytest.raises(TypeError, match=rf"input of dtype torch\.float32.*; got {dtype}"):
+            layer(x)
+        with pytest.raises(TypeError, match=rf"input of dtype torch\.float32.*; got {dtype}"):
+            layer.to("meta")(x.to("meta"))
+
+
+def test_half_inputs_want_half_weights_or_autocast():
+    x = torch.randn(2, 4, 5, 5)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match=rf"input of dtype torch\.float32; got {dtype}"):
+            KAConv2d(4, 4, 3)(x.to(dtype))
+        assert KAConv2d(4, 4, 3, dtype=dtype)(x.to(dtype)).dtype == dtype
+        with torch.autocast("cpu", torch.bfloat16):
+            assert KAConv2d(4, 4, 3)(x.to(dtype)).dtype == torch.bfloat16
 
 
 def test_distributed_data_parallel(tmp_path):
@@ -353,14 +394,47 @@ def test_eager_inference_equals_the_reference(geometry, channels_last):
 
 
 def test_forced_backends_nest_and_end_with_the_block():
-    assert dispatch._forced is None
+    assert dispatch._forced.get() is None
     with use_backend("reference"):
         with use_backend("fused"):
-            assert dispatch._forced == "fused"
+            assert dispatch._forced.get() == "fused"
         with pytest.raises(ZeroDivisionError), use_backend("fused"):
             1 / 0  # noqa: B018
-        assert dispatch._forced == "reference"
-    assert dispatch._forced is None
+        assert dispatch._forced.get() == "reference"
+    assert dispatch._forced.get() is None
+
+
+def test_threads_that_enter_and_leave_in_turn_choose_apart():
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    seen = {}
+
+    def first():
+        with use_backend("reference"):
+            first_is_in.set()
+            second_is_in.wait(5)
+            seen["first, inside"] = dispatch._forced.get()
+        seen["first, after"] = dispatch._forced.get()
+        first_is_out.set()
+
+    def second():
+        first_is_in.wait(5)
+        seen["second, before"] = dispatch._forced.get()
+        with use_backend("eager"):
+            second_is_in.set()
+            first_is_out.wait(5)
+            seen["second, inside"] = dispatch._forced.get()
+        seen["second, after"] = dispatch._forced.get()
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {when: backend for when, backend in seen.items() if backend} == {
+        "first, inside": "reference",
+        "second, inside": "eager",
+    }
+    assert dispatch._forced.get() is None
 
 
 def test_unknown_backends_are_named():
