@@ -142,19 +142,20 @@ def _parse_config(text: str) -> TrainConfig:
 def _parse_history(text: str) -> list[dict]:
     history = [json.loads(line) for line in text.splitlines()]
     for epoch in history:
-        _check_numbers(epoch, EPOCH)
+        check_numbers(epoch, EPOCH)
     return history
 
 
 def _parse_summary(text: str) -> dict:
     summary = json.loads(text)
-    _check_numbers(summary, ("parameters", "seconds", "images_per_second"))
+    check_numbers(summary, ("parameters", "seconds", "images_per_second"))
     for which in CHECKPOINTS:
-        _check_numbers(summary.get(which), RESULT)
+        check_numbers(summary.get(which), RESULT)
     return summary
 
 
-def _check_numbers(values: object, names: tuple[str, ...]) -> None:
+def check_numbers(values: object, names: tuple[str, ...]) -> None:
+    """ValueError if `values` is not a dict with a number for each name."""
     if not isinstance(values, dict):
         raise ValueError(f"there must be an object with {', '.join(names)}, found {values!r}")
     bad = [name for name in names if not isinstance(values.get(name), int | float)]
