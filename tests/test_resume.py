@@ -247,7 +247,7 @@ def test_without_any_good_state_nothing_is_overwritten(tmp_path, monkeypatch):
         fit(config, progress=False)
 
 
-@pytest.mark.parametrize("failing", ["write_json"])
+@pytest.mark.parametrize("failing", ["write_json", "remove_states"])
 def test_what_stops_between_the_last_epoch_and_the_end_is_made_up_for(failing, tmp_path, whole, monkeypatch, capsys):
     config = config_for(tmp_path / "a")
 

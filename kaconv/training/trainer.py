@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from kaconv.training.config import TrainConfig
 from kaconv.training.evaluation import evaluate, make_accelerator
 from kaconv.training.run import (
     EPOCH,
+    LOCK,
     METRICS,
     RESULT,
     SUMMARY,
@@ -39,6 +40,9 @@ from kaconv.training.run import (
     check_numbers,
     clear_run,
     find_finished_run,
+    holding,
+    leftovers,
+    tidy,
     write_config,
 )
 from kaconv.training.state import remove_states, save_state, take_up_newest_state
@@ -59,18 +63,15 @@ def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run],
         on_epoch: called after every epoch, with the run as it is then.
 
     Raises:
-        ValueError: for a bad config, a folder of another config, or data without a training split; nothing is written.
-            For too many unreadable pictures.
+        ValueError: for a bad config, a folder of another config or in use by another training, or data without a
+            training split; nothing is written. For too many unreadable pictures.
         FileNotFoundError: for missing data; nothing is written.
         FloatingPointError: if the loss is no longer finite. last.safetensors and best.safetensors stay as they were.
         OSError: if nothing more can be written; what was saved before stays.
     """
     config.validate()
     accelerator = _accelerator(config)
-    run = find_finished_run(config)
-    accelerator.wait_for_everyone()  # nobody writes before all have looked
-    if run:
-        accelerator.print(f"{run.folder}: already trained, with {_describe(run.summary['best'])}")
+    if run := _find_finished_run(config, accelerator):
         return run
     with accelerator.local_main_process_first():  # one download for all
         data = load_data(config.data, config.data_root, config.image_size)
@@ -80,7 +81,32 @@ def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run],
         raise ValueError(f"data {config.data!r} has a single class ({data.classes[0]}); there is nothing to learn")
     set_seed(config.seed)
     model = create_model(config.model, num_classes=len(data.classes))
-    return _Trainer(config, data, model, accelerator, progress).train(on_epoch or (lambda run: None))
+    training = _Trainer(config, data, model, accelerator, progress)
+    with _holding(Path(config.out), accelerator):
+        # Until now, another training may have been at work there.
+        return _find_finished_run(config, accelerator) or training.train(on_epoch or (lambda run: None))
+
+
+def _find_finished_run(config: TrainConfig, accelerator: Accelerator) -> Run | None:
+    run = find_finished_run(config)
+    accelerator.wait_for_everyone()  # nobody writes before all have looked
+    if run:
+        accelerator.print(f"{run.folder}: already trained, with {_describe(run.summary['best'])}")
+        if accelerator.is_main_process and (leftovers(run) or (run.folder / LOCK).exists()):
+            with suppress(OSError), holding(run.folder) as held:  # they do no harm where they cannot be removed
+                if held:
+                    tidy(run)
+    return run
+
+
+@contextmanager
+def _holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold a run's folder for the processes of this training; ValueError in all of them if another one does."""
+    with holding(folder) if accelerator.is_main_process else nullcontext(True) as held:
+        refused = torch.tensor([not held], dtype=torch.int32, device=accelerator.device)
+        if accelerator.reduce(refused, "sum").item():
+            raise ValueError(f"{folder} is in use by another training; wait for its end or choose another folder")
+        yield
 
 
 class _Trainer:
@@ -127,6 +153,8 @@ class _Trainer:
     def train(self, on_epoch: Callable[[Run], None]) -> Run:
         """All epochs, or those that are left after the newest state, each reported as it ends; then the summary."""
         run = self.run
+        if self.writes:
+            tidy(run)
         position = take_up_newest_state(run.folder, self._restore)
         first_epoch, first_step = position or (1, 0)
         if self.writes:
