@@ -1,5 +1,6 @@
 """Trained models as single safetensors files that say what they are: model name, classes, preprocessing."""
 
+import hashlib
 import json
 import textwrap
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kaconv.models.build import build_model
 from kaconv.models.registry import check_name
 from kaconv.utils.files import replacing
 
+CHECKSUM = "sha256"  # among the metadata
 METADATA_KEY = "kaconv"  # one key: safetensors writes several in no fixed order, and equal models should be equal files
 
 
@@ -49,7 +51,7 @@ def save_checkpoint(
     preprocessing: Preprocessing,
     info: dict | None = None,
 ) -> None:
-    """Write a model's weights and buffers to a safetensors file, in one step.
+    """Write a model's weights and buffers to a safetensors file, in one step, with a checksum.
 
     Args:
         name: what `create_model` builds this model from.
@@ -63,16 +65,18 @@ def save_checkpoint(
         "info": {**(info or {}), "versions": {package: version(package) for package in ("kaconv", "torch")}},
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    metadata[CHECKSUM] = _checksum(metadata, tensors)
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read what `save_checkpoint` wrote.
+    """Read what `save_checkpoint` wrote; files without a checksum, from elsewhere, are taken as they are.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a whole kaconv checkpoint, or its weights do not fit the model that it names.
+        ValueError: if it is not a whole kaconv checkpoint, is damaged, or its weights do not fit the model that it
+            names.
     """
     path = Path(path)
     facts, tensors = _read(path)
@@ -147,6 +151,21 @@ def _read(path: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
     if metadata is None:
         raise ValueError(f"{path} is a safetensors file, but says no model name, classes and preprocessing for kaconv")
     try:
-        return _facts(json.loads(metadata)), tensors
+        metadata = json.loads(metadata)
+        checksum = metadata.pop(CHECKSUM, None) if isinstance(metadata, dict) else None
+        damaged = checksum is not None and checksum != _checksum(metadata, tensors)
+        facts = None if damaged else _facts(metadata)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: bad checkpoint metadata: {error}") from None
+    if damaged:
+        raise ValueError(f"{path}: damaged: its weights or its metadata are not those of its checksum")
+    return facts, tensors
+
+
+def _checksum(metadata: dict, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the metadata and over each tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(metadata).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

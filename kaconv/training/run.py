@@ -2,17 +2,21 @@
 
 With `keep_epochs` also epoch_000.safetensors, the weights before the first epoch, and those after each.
 
-Until it has finished, there are also the states from which it can go on (`kaconv.training.state`).
+Until it has finished, there are also the states from which it can go on (`kaconv.training.state`), and while a
+training is at work, a lock.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from kaconv.models.checkpoints import Checkpoint, load_checkpoint
 from kaconv.training.config import TrainConfig
@@ -23,6 +27,11 @@ from kaconv.utils.files import write_text
 CONFIG, METRICS, SUMMARY, TENSORBOARD = "config.yaml", "metrics.jsonl", "summary.json", "tensorboard"
 CHECKPOINTS = ("best", "last")
 RESULT = ("epoch", "test_error", "test_top5_error")
+LOCK = ".lock"
+# What `kaconv.utils.files.replacing` calls a file of this folder until it is whole.
+_TEMPORARY = re.compile(
+    r"\.(config\.yaml|metrics\.jsonl|summary\.json|state-\d+-\d+\.pt|(best|last|epoch_\d+)\.safetensors)\.\d+\.tmp"
+)
 EPOCH = (*RESULT, "train_loss", "train_error", "test_loss", "lr", "seconds", "images_per_second")
 
 
@@ -92,7 +101,7 @@ def find_finished_run(config: TrainConfig) -> Run | None:
     folder = Path(config.out)
     if file := file_in_the_way(folder):
         raise ValueError(f"out must be a new or empty folder, got {str(folder)!r}: {file} is a file")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name == LOCK or _is_temporary(path) for path in folder.iterdir()):
         return None
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds files that are not a run's (no {CONFIG}); choose a new or empty folder")
@@ -112,6 +121,37 @@ def find_finished_run(config: TrainConfig) -> Run | None:
     return Run.load(folder) if run.finished else None
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[bool]:
+    """Keep other trainings out of a run's folder, which is made if need be; False where one is at work there.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    with suppress(Timeout):
+        lock.acquire(blocking=False)
+    try:
+        yield lock.is_locked
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):  # Windows keeps a file that is open
+                (folder / LOCK).unlink()
+            lock.release()
+
+
+def leftovers(run: Run) -> list[Path]:
+    """Files that killed trainings left, of no use to anybody: half-written ones, and states beside a finished run."""
+    temporaries = [path for path in run.folder.glob(".*.tmp") if _is_temporary(path)]
+    return temporaries + (state_files(run.folder) if run.finished else [])
+
+
+def tidy(run: Run) -> None:
+    """Remove what killed trainings left in a folder that this process holds."""
+    for path in leftovers(run):
+        path.unlink(missing_ok=True)
+
+
 def write_config(run: Run) -> None:
     """Make the run's folder, if need be, and say in it what is trained."""
     write_text(run.folder / CONFIG, yaml.safe_dump(run.config.to_dict(), sort_keys=False))
@@ -124,6 +164,10 @@ def clear_run(run: Run) -> None:
     for path in (run.folder / SUMMARY, run.folder / METRICS, *kept):
         path.unlink(missing_ok=True)
     shutil.rmtree(run.folder / TENSORBOARD, ignore_errors=True)
+
+
+def _is_temporary(path: Path) -> bool:
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
@@ -143,19 +187,20 @@ def _parse_config(text: str) -> TrainConfig:
 def _parse_history(text: str) -> list[dict]:
     history = [json.loads(line) for line in text.splitlines()]
     for epoch in history:
-        _check_numbers(epoch, EPOCH)
+        check_numbers(epoch, EPOCH)
     return history
 
 
 def _parse_summary(text: str) -> dict:
     summary = json.loads(text)
-    _check_numbers(summary, ("parameters", "seconds", "images_per_second"))
+    check_numbers(summary, ("parameters", "seconds", "images_per_second"))
     for which in CHECKPOINTS:
-        _check_numbers(summary.get(which), RESULT)
+        check_numbers(summary.get(which), RESULT)
     return summary
 
 
-def _check_numbers(values: object, names: tuple[str, ...]) -> None:
+def check_numbers(values: object, names: tuple[str, ...]) -> None:
+    """ValueError if `values` is not a dict with a number for each name."""
     if not isinstance(values, dict):
         raise ValueError(f"there must be an object with {', '.join(names)}, found {values!r}")
     bad = [name for name in names if not isinstance(values.get(name), int | float)]

@@ -1,22 +1,44 @@
-"""What a training needs to go on where it was: files state-EPOCH-STEP.pt in its folder, the newest two of them."""
+"""What a training needs to go on where it was: files state-EPOCH-STEP.pt in its folder, the newest two of them.
 
+Such a file is what `torch.save` writes, and the SHA-256 of that: zip's own checksums leave a part of it unprotected.
+"""
+
+import hashlib
 import io
 import logging
+import math
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from kaconv.training.config import Rule
+from kaconv.utils.checks import check_values
 from kaconv.utils.files import replacing
 
 KEPT = 2
+_DIGEST_SIZE = hashlib.sha256().digest_size
 _LOGGER = logging.getLogger("kaconv")
+_Taken = TypeVar("_Taken")
+
+_RULES: dict[str, Rule] = {
+    "epoch": ("a whole number >= 1", lambda value: type(value) is int and value >= 1),
+    "step": ("a whole number >= 0", lambda value: type(value) is int and value >= 0),
+    "history": ("text", lambda value: isinstance(value, str)),
+    "totals": ("three sums", lambda value: isinstance(value, torch.Tensor) and value.shape == (3,)),
+    "epoch_seconds": ("a number >= 0", lambda value: isinstance(value, int | float) and 0 <= value < math.inf),
+    "model": ("tensors by name", lambda value: isinstance(value, dict)),
+    "optimizer": ("an optimizer's state", lambda value: isinstance(value, dict)),
+    "ema": ("tensors by name or None", lambda value: isinstance(value, dict | None)),
+    "scaler": ("a gradient scaler's state or None", lambda value: isinstance(value, dict | None)),
+}
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write a state, in one step, and remove those before its predecessor.
+    """Write a state, in one step, and remove all but it and its predecessor.
 
     Args:
         state: tensors, numbers, strings, lists and dicts; `epoch` and `step` say where it stands.
@@ -26,35 +48,60 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     with replacing(folder / name) as temporary, temporary.open("wb") as file:
         file.write(buffer.getbuffer())
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
         file.flush()
         os.fsync(file.fileno())  # so that it is whole after a power cut, too
-    for path in state_files(folder)[:-KEPT]:
+    paths = state_files(folder)
+    newest = paths.index(folder / name) + 1  # those after it were passed over
+    for path in paths[: max(newest - KEPT, 0)] + paths[newest:]:
         path.unlink(missing_ok=True)
 
 
-def load_newest_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state that can be read; None where there is none. One that cannot be read is named in the log.
+def take_up_newest_state(folder: Path, take_up: Callable[[dict[str, Any]], _Taken]) -> _Taken | None:
+    """What `take_up` makes of the newest good state; None where there is none. A bad one is named in the log.
+
+    Args:
+        take_up: may raise any exception for a state that does not fit; the one before is taken up in its place.
 
     Raises:
-        ValueError: if there are states, but none can be read.
+        ValueError: if there are states, but none is good.
     """
     paths = state_files(folder)
     for path in reversed(paths):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict) or not {"epoch", "step"} <= state.keys():
-                raise ValueError("it holds no training's state")
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            taken = take_up(_read(path))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # not the state's fault
+        except Exception as error:  # a strange state may make torch raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
             _LOGGER.warning("%s cannot be read and is passed over: %s", path, reason[:200])
             continue
         if path != paths[-1]:
             _LOGGER.warning("the training goes on from %s", path)
-        return state
+        return taken
     if paths:
         names = ", ".join(path.name for path in paths)
         raise ValueError(f"no state in {folder} can be read ({names}); remove them to train from the beginning")
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A whole state with values of the right kinds; ValueError or OSError for another file."""
+    with path.open("rb") as file:
+        content = file.read(max(path.stat().st_size - _DIGEST_SIZE, 0))
+        digest = file.read()
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("it is damaged, its checksum is another")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's text recommends to read it all the same
+        raise ValueError("it holds other things than tensors, numbers and text") from None
+    if not isinstance(state, dict):
+        raise ValueError("it holds no training's state")
+    if missing := _RULES.keys() - state.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    check_values(state, _RULES)
+    return state
 
 
 def state_files(folder: Path) -> list[Path]:

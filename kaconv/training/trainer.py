@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -27,8 +27,23 @@ from kaconv.models.checkpoints import save_checkpoint
 from kaconv.ops.sync_batch_norm import synchronise_batch_norm
 from kaconv.training.batches import SeededPictures, StepBatches, mixed_seed
 from kaconv.training.config import TrainConfig
-from kaconv.training.run import METRICS, RESULT, SUMMARY, TENSORBOARD, Run, clear_run, find_finished_run, write_config
-from kaconv.training.state import load_newest_state, remove_states, save_state
+from kaconv.training.run import (
+    EPOCH,
+    LOCK,
+    METRICS,
+    RESULT,
+    SUMMARY,
+    TENSORBOARD,
+    Run,
+    check_numbers,
+    clear_run,
+    find_finished_run,
+    holding,
+    leftovers,
+    tidy,
+    write_config,
+)
+from kaconv.training.state import remove_states, save_state, take_up_newest_state
 from kaconv.utils.files import write_json, write_text
 from kaconv.utils.provenance import provenance
 
@@ -48,20 +63,16 @@ def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run],
         on_epoch: called after every epoch, with the run as it is then.
 
     Raises:
-        ValueError: for a bad config, a folder of another config, or data without a training split; nothing is written.
-            For too many unreadable pictures.
+        ValueError: for a bad config, a folder of another config or in use by another training, or data without a
+            training split; nothing is written. For too many unreadable pictures.
         FileNotFoundError: for missing data; nothing is written.
         FloatingPointError: if the loss is no longer finite. last.safetensors and best.safetensors stay as they were.
         OSError: if nothing more can be written; what was saved before stays.
     """
     config.validate()
     accelerator = _accelerator(config)
-    run = find_finished_run(config)
-    accelerator.wait_for_everyone()  # nobody writes before all have looked
-    if run:
-        accelerator.print(f"{run.folder}: already trained, with {_describe(run.summary['best'])}")
+    if run := _find_finished_run(config, accelerator):
         return run
-    state = load_newest_state(Path(config.out))
     with accelerator.local_main_process_first():  # one download for all
         data = load_data(config.data, config.data_root, config.image_size)
     if data.train is None:
@@ -70,7 +81,32 @@ def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run],
         raise ValueError(f"data {config.data!r} has a single class ({data.classes[0]}); there is nothing to learn")
     set_seed(config.seed)
     model = create_model(config.model, num_classes=len(data.classes))
-    return _Trainer(config, data, model, accelerator, progress).train(state, on_epoch or (lambda run: None))
+    training = _Trainer(config, data, model, accelerator, progress)
+    with _holding(Path(config.out), accelerator):
+        # Until now, another training may have been at work there.
+        return _find_finished_run(config, accelerator) or training.train(on_epoch or (lambda run: None))
+
+
+def _find_finished_run(config: TrainConfig, accelerator: Accelerator) -> Run | None:
+    run = find_finished_run(config)
+    accelerator.wait_for_everyone()  # nobody writes before all have looked
+    if run:
+        accelerator.print(f"{run.folder}: already trained, with {_describe(run.summary['best'])}")
+        if accelerator.is_main_process and (leftovers(run) or (run.folder / LOCK).exists()):
+            with suppress(OSError), holding(run.folder) as held:  # they do no harm where they cannot be removed
+                if held:
+                    tidy(run)
+    return run
+
+
+@contextmanager
+def _holding(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold a run's folder for the processes of this training; ValueError in all of them if another one does."""
+    with holding(folder) if accelerator.is_main_process else nullcontext(True) as held:
+        refused = torch.tensor([not held], dtype=torch.int32, device=accelerator.device)
+        if accelerator.reduce(refused, "sum").item():
+            raise ValueError(f"{folder} is in use by another training; wait for its end or choose another folder")
+        yield
 
 
 class _Trainer:
@@ -114,13 +150,19 @@ class _Trainer:
         """The model that is tested and kept."""
         return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
 
-    def train(self, state: dict | None, on_epoch: Callable[[Run], None]) -> Run:
-        """All epochs, or those that are left after `state`, each reported as it ends; then the summary."""
+    def train(self, on_epoch: Callable[[Run], None]) -> Run:
+        """All epochs, or those that are left after the newest state, each reported as it ends; then the summary."""
         run = self.run
-        first_epoch, first_step = (1, 0) if state is None else self._restore(state)
+        if self.writes:
+            tidy(run)
+        position = take_up_newest_state(run.folder, self._restore)
+        first_epoch, first_step = position or (1, 0)
         if self.writes:
             write_config(run)
-            if self.config.keep_epochs and state is None:
+            if position:
+                _write_metrics(run)
+                print(f"{run.folder}: going on with {self._describe_position(*position)}", flush=True)
+            elif self.config.keep_epochs:
                 self._save_weights({"epoch": 0}, (0,))
         with ExitStack() as stack:
             stack.enter_context(self._noting_sigterm())
@@ -128,18 +170,17 @@ class _Trainer:
             for epoch in range(first_epoch, self.config.epochs + 1):
                 metrics = self._epoch(epoch, first_step if epoch == first_epoch else 0)
                 run.history.append(metrics)
-                best = _best(run.history)
                 if self.writes and writer is None:  # until now, what an earlier run left was the best there is
                     clear_run(run)
                     writer = stack.enter_context(closing(self._writer(epoch)))
                 if self.writes:
                     kept = (epoch,) if self.config.keep_epochs else ()
-                    self._save_weights(metrics, (*kept, "last", *(("best",) if metrics is best else ())))
+                    self._save_weights(metrics, (*kept, "last", *(("best",) if metrics is _best(run.history) else ())))
                     self._report(metrics, writer)
                 self._save_state(epoch + 1, 0)
                 self._leave_if_terminated(epoch + 1, 0)
                 on_epoch(run)
-        run.summary = self._summary(best)
+        run.summary = self._summary()
         if self.writes:
             write_json(run.folder / SUMMARY, run.summary)
             remove_states(run.folder)
@@ -294,26 +335,36 @@ class _Trainer:
         save_state(self.run.folder, state)
 
     def _restore(self, state: dict) -> tuple[int, int]:
-        """Take up a state; the epoch to go on with, and how many of its steps are done."""
-        try:
-            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema:
-                self.ema.load_state_dict(state["ema"])
-            if self.accelerator.scaler and state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.run.history = json.loads(state["history"])
-            if self.writes:  # the other processes' part of the sums is in it
-                self.totals = state["totals"]
-            self.epoch_seconds = state["epoch_seconds"]
-        except (KeyError, TypeError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"the state in {self.run.folder} is not one of this training: {reason}") from None
-        epoch, step = state["epoch"], state["step"]
-        if self.writes:
-            _write_metrics(self.run)
-            print(f"{self.run.folder}: going on with epoch {epoch}, step {step + 1}", flush=True)
+        """Take up a state; the epoch to go on with, and how many of its steps are done.
+
+        It raises whatever the wrong state makes of torch; another one may be taken up after it.
+        """
+        epoch, step, history = state["epoch"], state["step"], json.loads(state["history"])
+        # After the last epoch comes the summary.
+        if epoch > self.config.epochs + 1 or step >= (self.batches.steps if epoch <= self.config.epochs else 1):
+            raise ValueError(f"there is no epoch {epoch}, step {step + 1} in this training")
+        if not isinstance(history, list) or len(history) != epoch - 1:
+            raise ValueError("its history is not that of the epochs before")
+        for metrics in history:
+            check_numbers(metrics, EPOCH)
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            momentum = values.get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:  # nobody else looks
+                raise ValueError("its momentum is that of another model")
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.run.history = history
+        if self.writes:  # the other processes' part of the sums is in it
+            self.totals = state["totals"]
+        self.epoch_seconds = state["epoch_seconds"]
         return epoch, step
+
+    def _describe_position(self, epoch: int, step: int) -> str:
+        return f"epoch {epoch}, step {step + 1}" if epoch <= self.config.epochs else "the summary"
 
     @contextmanager
     def _noting_sigterm(self) -> Iterator[None]:
@@ -367,8 +418,9 @@ class _Trainer:
             flush=True,
         )
 
-    def _summary(self, best: dict) -> dict:
+    def _summary(self) -> dict:
         history = self.run.history
+        best = _best(history)
         return {
             "model": self.config.model,
             "data": self.config.data,

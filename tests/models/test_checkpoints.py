@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from kaconv.data.preprocessing import DIGITS
 from kaconv.models import create_model
-from kaconv.models.checkpoints import load_checkpoint, save_checkpoint
+from kaconv.models.checkpoints import load_checkpoint, load_weights, save_checkpoint
 
 NAME = "ka_resnet11_cifar_l"
 CLASSES = ["one", "two", "three"]
@@ -41,6 +41,25 @@ def test_equal_models_are_equal_files(tmp_path, model):
     save(tmp_path / "a", model, info={"epoch": 1})
     save(tmp_path / "b", model.to(memory_format=torch.channels_last), info={"epoch": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("what", ["weights", "class names"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, model, what):
+    path = tmp_path / "a.safetensors"
+    save(path, model)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"three") if what == "class names" else len(content) - 5000
+    content[place] ^= 1
+    path.write_bytes(content)
+    for load in (load_checkpoint, lambda path: load_weights(path, NAME, 3)):
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: damaged: [^\n]*\Z"):
+            load(path)
+
+
+def test_a_checkpoint_without_a_checksum_is_read(tmp_path, model):
+    path = tmp_path / "a.safetensors"
+    save_file(model.state_dict(), path, {"kaconv": json.dumps(WHOLE)})
+    assert torch.equal(load_checkpoint(path).model.conv1.weight, model.conv1.weight)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, model):

@@ -1,14 +1,19 @@
 """Trainings that are interrupted in every way come to the weights of one that was not."""
 
+import hashlib
+import io
 import json
 import logging
 import os
 import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,30 +126,116 @@ def test_two_states_are_kept_and_none_after_the_end(tmp_path, monkeypatch):
         fit(replace(config, seed=1), progress=False)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "malicious", "something else"])
-def test_a_damaged_state_is_passed_over_and_named(damage, tmp_path, whole, monkeypatch, caplog):
-    config = config_for(tmp_path / "a")
-    break_off(monkeypatch, config, 5)
-    older, newest = states.state_files(tmp_path / "a")
-    canary = tmp_path / "canary"
+def with_checksum(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
 
-    class Malicious:
-        def __reduce__(self):
-            return os.system, (f"touch {canary}",)
 
-    if damage == "malicious":
-        newest.write_bytes(pickle.dumps(Malicious()))
-    elif damage == "something else":
-        torch.save([1, 2], newest)
-    else:
-        content = {"truncated": newest.read_bytes()[:5000], "empty": b"", "garbage": b"hello" * 100}
-        newest.write_bytes(content[damage])
+def saved(value) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return with_checksum(buffer.getvalue())
+
+
+class Malicious:
+    def __init__(self, canary) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def flipped(content: bytes) -> bytes:
+    changed = bytearray(content)
+    for place in range(len(content) // 2, len(content) // 2 + 64):
+        changed[place] ^= 255
+    return bytes(changed)
+
+
+def of_another_shape(state: dict) -> dict:
+    name, value = next(iter(state["model"].items()))
+    return state | {"model": state["model"] | {name: value[:-1].clone()}}
+
+
+def with_other_momentum(state: dict) -> dict:
+    buffers = {number: {"momentum_buffer": torch.zeros(1, 2)} for number in state["optimizer"]["state"]}
+    return state | {"optimizer": state["optimizer"] | {"state": buffers}}
+
+
+DAMAGES = {
+    "truncated": (lambda content, state: content[:5000], "damaged"),
+    "a byte less": (lambda content, state: content[:-1], "damaged"),
+    "empty": (lambda content, state: b"", "damaged"),
+    "garbage": (lambda content, state: b"hello" * 100, "damaged"),
+    "64 flipped bytes": (lambda content, state: flipped(content), "damaged"),
+    "something else": (lambda content, state: saved([1, 2]), "holds no training's state"),
+    "epoch as text": (lambda content, state: saved(state | {"epoch": "two"}), "epoch must be a whole number >= 1, got"),
+    "negative step": (lambda content, state: saved(state | {"step": -1}), "step must be a whole number >= 0, got -1"),
+    "a step too many": (lambda content, state: saved(state | {"step": 3}), "no epoch 2, step 4 in this training"),
+    "no totals": (lambda content, state: saved({k: v for k, v in state.items() if k != "totals"}), "lacks totals"),
+    "two totals": (lambda content, state: saved(state | {"totals": torch.zeros(2)}), "totals must be three sums"),
+    "no history": (lambda content, state: saved(state | {"history": "[]"}), "history is not that of the epochs"),
+    "no model": (lambda content, state: saved(state | {"model": {}}), "Missing key"),
+    "another shape": (lambda content, state: saved(of_another_shape(state)), "size mismatch"),
+    "other momentum": (lambda content, state: saved(with_other_momentum(state)), "momentum is that of another model"),
+    "no ema": (lambda content, state: saved(state | {"ema": None}), ""),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> Path:
+    """The folder of a training that broke off before the last step, with two states."""
+    folder = tmp_path_factory.mktemp("interrupted") / "a"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        break_off(monkeypatch, config_for(folder), 5)
+    return folder
+
+
+def copy_of(interrupted: Path, folder: Path) -> tuple[Path, Path]:
+    """The older and the newest state of a copy."""
+    shutil.copytree(interrupted, folder)
+    older, newest = states.state_files(folder)
+    return older, newest
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bad_state_is_passed_over_in_a_line(damage, tmp_path, interrupted, monkeypatch, caplog):
+    older, newest = copy_of(interrupted, tmp_path / "a")
+    change, reason = DAMAGES[damage]
+    newest.write_bytes(change(newest.read_bytes(), torch.load(newest, weights_only=True)))
     with caplog.at_level(logging.WARNING, "kaconv"):
-        run = fit(config, progress=False)
+        break_off(monkeypatch, config_for(tmp_path / "a"), 0)
+    first, second = caplog.messages
+    assert first.startswith(f"{newest} cannot be read and is passed over: ")
+    assert reason in first
+    assert second == f"the training goes on from {older}"
+    assert not any("\n" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("wrap", [bytes, with_checksum])
+@pytest.mark.parametrize("dump", [pickle.dumps, lambda value: saved(value)[:-32]])
+def test_a_malicious_state_is_passed_over_in_a_line_of_ours(wrap, dump, tmp_path, interrupted, monkeypatch, caplog):
+    _, newest = copy_of(interrupted, tmp_path / "a")
+    newest.write_bytes(wrap(dump({"epoch": Malicious(tmp_path / "canary")})))
+    with caplog.at_level(logging.WARNING, "kaconv"):
+        break_off(monkeypatch, config_for(tmp_path / "a"), 0)
     assert f"{newest} cannot be read" in caplog.text
-    assert f"goes on from {older}" in caplog.text
-    assert not canary.exists()
-    assert_same(run, whole)
+    assert "weights_only" not in caplog.text
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_training_with_a_damaged_state_comes_to_the_same_end(tmp_path, whole, interrupted):
+    _, newest = copy_of(interrupted, tmp_path / "a")
+    newest.write_bytes(flipped(newest.read_bytes()))
+    assert_same(fit(config_for(tmp_path / "a"), progress=False), whole)
+
+
+def test_states_that_were_passed_over_replace_no_good_one(tmp_path):
+    state = {"epoch": 2, "step": 1}
+    states.save_state(tmp_path, state)
+    for name in ("state-00003-0000000.pt", "state-00003-0000001.pt"):
+        (tmp_path / name).write_bytes(b"")
+    states.save_state(tmp_path, state | {"step": 2})
+    assert [path.name for path in states.state_files(tmp_path)] == ["state-00002-0000001.pt", "state-00002-0000002.pt"]
 
 
 def test_without_any_good_state_nothing_is_overwritten(tmp_path, monkeypatch):
@@ -156,15 +247,22 @@ def test_without_any_good_state_nothing_is_overwritten(tmp_path, monkeypatch):
         fit(config, progress=False)
 
 
-def test_a_state_of_another_model_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("failing", ["write_json", "remove_states"])
+def test_what_stops_between_the_last_epoch_and_the_end_is_made_up_for(failing, tmp_path, whole, monkeypatch, capsys):
     config = config_for(tmp_path / "a")
-    break_off(monkeypatch, config, 2)
-    newest = states.state_files(tmp_path / "a")[-1]
-    state = torch.load(newest, weights_only=True)
-    state["model"].popitem()
-    torch.save(state, newest)
-    with pytest.raises(ValueError, match="not one of this training"):
-        fit(config, progress=False)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, failing, full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(config, progress=False)
+    assert [path.name for path in states.state_files(tmp_path / "a")][-1] == "state-00003-0000000.pt"
+    assert_same(fit(config, progress=False), whole)
+    if failing != "remove_states":
+        assert "going on with the summary" in capsys.readouterr().out
+    assert Run.load(tmp_path / "a").summary.keys() == whole.summary.keys()
 
 
 def test_a_full_disk_loses_nothing(tmp_path, whole, monkeypatch):
@@ -179,7 +277,7 @@ def test_a_full_disk_loses_nothing(tmp_path, whole, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(states.os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=r"No space left on device: '.*state-00002-0000001\.pt'"):
             fit(config, progress=False)
     assert [path.name for path in states.state_files(tmp_path / "a")][-1] == "state-00002-0000000.pt"
     assert not list((tmp_path / "a").glob(".*"))
@@ -252,7 +350,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
     process = start(config, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
     output = process.communicate()[0]
     assert process.returncode == 2, output
-    assert "kaconv: error: " in output
+    assert re.search(r"^kaconv: error: .*File too large: '.*/a/state-00001-0000001\.pt'$", output, re.M), output
     assert "Traceback" not in output
     assert not list((tmp_path / "a").glob("*.pt"))
 

@@ -3,7 +3,10 @@ import math
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -323,6 +326,86 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     with pytest.raises(FileNotFoundError, match="not the folder of a run"):
         Run.load(tmp_path / "nothing")
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from kaconv.training.run import holding
+with holding(Path(sys.argv[1])) as held:
+    if os.fork() == 0:  # as a process that loads pictures
+        time.sleep(60)
+    print(held, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forked processes")
+def test_a_folder_is_held_until_the_training_ends_or_is_killed(tmp_path):
+    config = config_for(tmp_path / "a", epochs=1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, config.out], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout.readline() == "True\n"
+        with pytest.raises(ValueError, match=rf"^{config.out} is in use by another training; [^\n]*\Z"):
+            fit(config, progress=False)
+        process.kill()
+        process.wait()
+        assert (tmp_path / "a" / ".lock").exists()
+        assert fit(config, progress=False).finished
+        assert {path.name for path in (tmp_path / "a").iterdir()} == FILES
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_two_trainings_at_once_in_one_folder(tmp_path):
+    """The second looks into the folder before the first has written anything."""
+    config, refused = config_for(tmp_path / "a", epochs=1), []
+
+    def start_another(run):
+        with pytest.raises(ValueError, match="is in use by another training"):
+            fit(replace(config, seed=1), progress=False)
+        refused.append(run)
+
+    def without_a_look(config):
+        return None
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(trainer, "find_finished_run", without_a_look)
+        assert fit(config, progress=False, on_epoch=start_another).finished
+    assert refused
+    assert Run.load(tmp_path / "a").config.seed == 0
+
+
+def test_a_run_that_another_training_finished_meanwhile_is_taken(tmp_path, run, monkeypatch):
+    config = config_for(tmp_path / "a")
+
+    def finish_meanwhile(*args):
+        if not (tmp_path / "a").exists():
+            copy_of(run, tmp_path / "a")
+        return load_data(*args)
+
+    monkeypatch.setattr(trainer, "load_data", finish_meanwhile)
+    assert fit(config, progress=False).history == run.history
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(ValueError, match="another config: seed"):
+        fit(replace(config, seed=1), progress=False)
+
+
+def test_half_written_files_of_a_killed_training_go(tmp_path, run):
+    finished = copy_of(run, tmp_path / "finished")
+    names = (".lock", ".config.yaml.12.tmp", ".state-00001-0000002.pt.12.tmp", ".last.safetensors.345.tmp")
+    for folder in (finished.folder, tmp_path / "new"):
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / name).write_bytes(b"half")
+        fit(replace(run.config, out=str(folder)), progress=False)
+        assert {path.name for path in folder.iterdir()} == FILES
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".thesis.txt.12.tmp").write_text("years of work")
+    with pytest.raises(ValueError, match="files that are not a run's"):
+        fit(config_for(tmp_path / "mine"), progress=False)
 
 
 @pytest.mark.parametrize(
