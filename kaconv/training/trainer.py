@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from kaconv.checkpoints import save_checkpoint
 from kaconv.data import UNREADABLE, DataBundle, load_data, tolerant
 from kaconv.files import write_json, write_text
+from kaconv.layers import set_temperature, set_uniform_share
 from kaconv.layers.sync import synchronise_batch_norm
 from kaconv.models import create_model
 from kaconv.provenance import provenance
@@ -34,6 +35,7 @@ from kaconv.training.state import load_newest_state, remove_states, save_state
 
 CHECK_EVERY = 50  # steps between looks at the loss: each makes the processor wait for the accelerator
 AGREE_EVERY = 10  # steps between questions whether to save or to stop, where several processes have to agree
+ATTENTION_SETTERS = {"uniform_share": set_uniform_share, "temperature": set_temperature}
 
 
 def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run], None] | None = None) -> Run:
@@ -182,6 +184,7 @@ class _Trainer:
             "test_error": test.top1_error,
             "test_top5_error": test.top5_error,
             "lr": lr,
+            **self._attention_warmup(epoch),
             "seconds": train_seconds + time.perf_counter() - start,
             "images_per_second": images / train_seconds,
         }
@@ -212,6 +215,7 @@ class _Trainer:
 
     def _step(self, epoch: int, step: int, batches: Iterator, broken: BrokenPictures) -> None:
         loss_of_step = 0.0
+        self._warm_up_attention(epoch, step)
         # Whatever else is random, such as dropout, follows from where the training stands: nothing has to be restored.
         torch.manual_seed(mixed_seed(self.config.seed, epoch, step, self.accelerator.process_index))
         for part in range(self.config.accumulation):
@@ -235,6 +239,19 @@ class _Trainer:
         if self.ema:
             self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
         self.losses.append(loss_of_step)
+
+    def _warm_up_attention(self, epoch: int, step: int) -> None:
+        """Set the attention's warm-up for a step; it follows from where the training stands: nothing is restored."""
+        if self.config.attention_warmup_epochs:
+            name, value = self.config.attention_warmup_value(epoch - 1 + (step - 1) / self.batches.steps)
+            ATTENTION_SETTERS[name](self.accelerator.unwrap_model(self.model), value)
+
+    def _attention_warmup(self, epoch: int) -> dict[str, float]:
+        """For the report of an epoch: what the warm-up set in its first step; nothing without one."""
+        if not self.config.attention_warmup_epochs:
+            return {}
+        name, value = self.config.attention_warmup_value(epoch - 1)
+        return {f"attention_{name}": value}
 
     def _check_losses(self, epoch: int, step: int) -> float:
         """The mean loss of a picture in the step that ended; FloatingPointError, in all processes together, if one
