@@ -117,6 +117,20 @@ def test_breaking_off_while_the_epoch_is_written(tmp_path, whole, monkeypatch):
     assert_same(fit(config, progress=False), whole)
 
 
+def test_breaking_off_between_the_last_epoch_and_the_summary(tmp_path, whole, monkeypatch):
+    def crash(self):
+        raise KeyboardInterrupt
+
+    config = config_for(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Trainer, "_summary", crash)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, progress=False)
+    run = fit(config, progress=False)
+    assert_same(run, whole)
+    assert run.summary["best"] == whole.summary["best"]
+
+
 def test_how_the_work_is_done_may_change_on_the_way(tmp_path, whole, monkeypatch):
     config = config_for(tmp_path / "a")
     break_off(monkeypatch, config, 4)

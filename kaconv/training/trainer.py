@@ -141,7 +141,7 @@ class _Trainer:
                 self._save_state(epoch + 1, 0)
                 self._leave_if_terminated(epoch + 1, 0)
                 on_epoch(run)
-        run.summary = self._summary(best)
+        run.summary = self._summary()
         if self.writes:
             write_json(run.folder / SUMMARY, run.summary)
             remove_states(run.folder)
@@ -384,8 +384,9 @@ class _Trainer:
             flush=True,
         )
 
-    def _summary(self, best: dict) -> dict:
+    def _summary(self) -> dict:
         history = self.run.history
+        best = _best(history)
         return {
             "model": self.config.model,
             "data": self.config.data,
