@@ -355,6 +355,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         ({"prefetch": 0}, "prefetch must be"),
         ({"max_broken": -1}, "max_broken must be"),
         ({"label_smoothing": 0.5}, "label_smoothing must be"),
+        ({"fresh_statistics": 1}, "fresh_statistics must be true or false, got 1"),
         ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
         ({"seed": 2**32}, "seed must be"),
         ({"image_size": 0}, "image_size must be"),

@@ -56,6 +56,9 @@ class TrainConfig:
     label_smoothing: float = _option(0.0, "probability to spread evenly over the wrong classes")
     ema_decay: float = _option(0.0, "test and keep a moving average of the weights with this decay a step; 0: none")
     sync_batch_norm: bool = _option(False, "take the statistics of batch norm over all processes, not over each")
+    fresh_statistics: bool = _option(
+        False, "at the end, also test with batch norm's statistics taken anew from training pictures not augmented"
+    )
     seed: int = _option(0, "seed of the initial weights, the order of the pictures and the augmentation")
     data_root: str = _option("data/cache", "where downloaded data sets lie or go")
     image_size: int | None = _option(None, "side of the model's input in pixels, if not the data's usual one")
@@ -195,6 +198,7 @@ _RULES: dict[str, Rule] = {
     "attention_warmup": _is_one_of("blend", "temperature"),
     "attention_warmup_epochs": _whole(0),
     "label_smoothing": ("a number in [0, 0.5)", _is_number(lambda value: 0 <= value < 0.5)),
+    "fresh_statistics": _TRUE_OR_FALSE,
     "seed": _whole(0, 2**32 - 1),  # NumPy's limit
     "data_root": ("a folder's path", lambda value: isinstance(value, str | Path)),
     "image_size": ("a whole number >= 1 or None", lambda value: value is None or _whole(1)[1](value)),

@@ -29,7 +29,8 @@ from kaconv.provenance import provenance
 from kaconv.training.batches import SeededPictures, StepBatches, mixed_seed
 from kaconv.training.broken import BrokenPictures
 from kaconv.training.config import TrainConfig
-from kaconv.training.evaluation import evaluate, make_accelerator
+from kaconv.training.evaluation import Evaluation, evaluate, make_accelerator
+from kaconv.training.fresh_statistics import with_fresh_statistics
 from kaconv.training.run import METRICS, RESULT, SUMMARY, TENSORBOARD, Run, clear_run, find_finished_run, write_config
 from kaconv.training.state import load_newest_state, remove_states, save_state
 
@@ -164,15 +165,7 @@ class _Trainer:
         start = time.perf_counter()
         self._share_buffers()
         try:
-            test = evaluate(
-                self.tested,
-                self.data.test,
-                batch_size=self.config.batch_size,
-                workers=self.config.workers,
-                progress=self.progress,
-                accelerator=self.accelerator,
-                max_broken=self.config.max_broken,
-            )
+            test = self._test(self.tested)
         except FloatingPointError as error:
             raise _diverged(epoch, f"after epoch {epoch} {error}") from None
         self.totals, self.epoch_seconds = torch.zeros_like(self.totals), 0.0
@@ -188,6 +181,17 @@ class _Trainer:
             "seconds": train_seconds + time.perf_counter() - start,
             "images_per_second": images / train_seconds,
         }
+
+    def _test(self, model: nn.Module) -> Evaluation:
+        return evaluate(
+            model,
+            self.data.test,
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+            progress=self.progress,
+            accelerator=self.accelerator,
+            max_broken=self.config.max_broken,
+        )
 
     def _train_epoch(self, epoch: int, first_step: int) -> int:
         """The steps of an epoch from `first_step` (counted from 0) on; returns the number of pictures of all steps."""
@@ -392,11 +396,21 @@ class _Trainer:
             "data": self.config.data,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "best": {key: best[key] for key in RESULT},
-            "last": {key: history[-1][key] for key in RESULT},
+            "last": {key: history[-1][key] for key in RESULT} | self._fresh_result(),
             "seconds": sum(metrics["seconds"] for metrics in history),
             "images_per_second": sum(metrics["images_per_second"] for metrics in history) / len(history),
             "provenance": provenance(),
         }
+
+    def _fresh_result(self) -> dict[str, float]:
+        """The last epoch's test error with fresh batch norm statistics, if it is asked for."""
+        if not self.config.fresh_statistics:
+            return {}
+        config = self.config
+        model = with_fresh_statistics(
+            self.tested, self.data, batch_size=config.batch_size, seed=config.seed, workers=config.workers
+        )
+        return {"test_error_fresh_statistics": self._test(model).top1_error}
 
 
 def _best(history: list[dict]) -> dict:
