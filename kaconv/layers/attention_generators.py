@@ -1,4 +1,6 @@
-"""The two attention generators of KAConv: AG-L (light) and AG-H (heavy)."""
+"""The two attention generators of KAConv: AG-L (light) and AG-H (heavy), and the setting of their warm-up."""
+
+from collections.abc import Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -6,7 +8,32 @@ from torch import Tensor, nn
 from kaconv.ops.sync_batch_norm import SYNCHRONISED
 
 
-class AttentionGeneratorL(nn.Module):
+class _AttentionGenerator(nn.Module):
+    """What both generators share: the softmax, and what a training's warm-up makes of it.
+
+    Attributes:
+        uniform_share: t, with which training takes (1 - t) A + t / K for the attention A.
+        temperature: what training divides the logits by.
+
+    Neither is kept with the weights, so neither acts in evaluation: a model is tested as its checkpoint will be.
+    """
+
+    samples_apart_in_eval = True  # a sample's attention does not depend on the others of its batch
+    uniform_share = 0.0
+    temperature = 1.0
+
+    def _attention(self, logits: Tensor) -> Tensor:
+        if not self.training:
+            return logits.softmax(dim=1)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        attention = logits.softmax(dim=1)
+        if self.uniform_share:
+            attention = (1 - self.uniform_share) * attention + self.uniform_share / attention.shape[1]
+        return attention
+
+
+class AttentionGeneratorL(_AttentionGenerator):
     """AG-L: all positions are squeezed into one hidden vector, from which each position's logits are read.
 
     `U = ReLU(BN(Σ_p F_p Q_p))`, `T_p = G_p U + b_p`, `A = softmax over p of T` (paper, AG-L). The K matrices F_p
@@ -22,8 +49,6 @@ class AttentionGeneratorL(nn.Module):
         (N, K, C) to (N, K, C), non-negative, with sum 1 over K.
     """
 
-    samples_apart_in_eval = True  # a sample's attention does not depend on the others of its batch
-
     def __init__(self, channels: int, positions: int, hidden: int, logit_bias: bool = True) -> None:
         super().__init__()
         self.squeeze = nn.Linear(positions * channels, hidden, bias=False)
@@ -33,10 +58,10 @@ class AttentionGeneratorL(nn.Module):
     def forward(self, q: Tensor) -> Tensor:
         u = self.squeeze(q.flatten(1))
         _check_values_per_channel(self.norm, u, "AG-L")
-        return self.excite(F.relu(self.norm(u))).view_as(q).softmax(dim=1)
+        return self._attention(self.excite(F.relu(self.norm(u))).view_as(q))
 
 
-class AttentionGeneratorH(nn.Module):
+class AttentionGeneratorH(_AttentionGenerator):
     """AG-H: each position is squeezed by the same matrix; each position's logits are read from all of them.
 
     `V_p = ReLU(BN(F Q_p))`, `T_p = Σ_q G_{p,q} V_q + b_p`, `A = softmax over p of T` (paper, AG-H). The batch norm's
@@ -44,8 +69,6 @@ class AttentionGeneratorH(nn.Module):
 
     Args and shape: as in `AttentionGeneratorL`.
     """
-
-    samples_apart_in_eval = True  # a sample's attention does not depend on the others of its batch
 
     def __init__(self, channels: int, positions: int, hidden: int, logit_bias: bool = True) -> None:
         super().__init__()
@@ -57,10 +80,30 @@ class AttentionGeneratorH(nn.Module):
         v = self.squeeze(q).flatten(0, 1)
         _check_values_per_channel(self.norm, v, "AG-H")
         v = F.relu(self.norm(v)).unflatten(0, q.shape[:2])
-        return self.excite(v.flatten(1)).view_as(q).softmax(dim=1)
+        return self._attention(self.excite(v.flatten(1)).view_as(q))
 
 
 ATTENTION_GENERATORS = {"L": AttentionGeneratorL, "H": AttentionGeneratorH}
+
+
+def set_uniform_share(model: nn.Module, share: float) -> None:
+    """Have all attention of a model pulled towards 1 / K in training: 0, not at all; 1, nothing else is left of it."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"the uniform share must be from 0 to 1, got {share!r}")
+    for generator in _generators(model):
+        generator.uniform_share = share
+
+
+def set_temperature(model: nn.Module, temperature: float) -> None:
+    """Have the attention logits of a model divided by this in training: 1, as they are; more, closer to 1 / K."""
+    if not temperature > 0:
+        raise ValueError(f"the temperature must be > 0, got {temperature!r}")
+    for generator in _generators(model):
+        generator.temperature = temperature
+
+
+def _generators(model: nn.Module) -> Iterator[_AttentionGenerator]:
+    return (module for module in model.modules() if isinstance(module, _AttentionGenerator))
 
 
 def _check_values_per_channel(norm: nn.Module, x: Tensor, name: str) -> None:

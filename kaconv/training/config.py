@@ -24,6 +24,7 @@ WARMUP_START = 0.1  # share of the learning rate in the first epoch of a warm-up
 STEP_MILESTONES = (0.3, 0.6, 0.9)  # shares of the epochs: 30, 60 and 90 of the paper's 100
 STEP_FACTOR = 0.1
 EXPONENTIAL_FACTOR = 0.92  # of each epoch, as the paper trains MobileNetV2
+TEMPERATURE_START = 30.0  # of the attention's softmax in the first step of a warm-up, as ODConv is trained
 # Fields that say where things lie and how the work is done, not what is trained.
 WHERE_ONLY = ("out", "data_root", "workers", "prefetch", "accumulation", "save_minutes", "max_broken", "keep_epochs")
 
@@ -56,9 +57,20 @@ class TrainConfig:
         "cosine, to zero; step, a tenth after 30, 60 and 90 percent of the epochs; exponential, 0.92 of it each epoch",
     )
     warmup_epochs: int = _option(0, "epochs over which the learning rate first rises")
+    attention_warmup: str = _option(
+        "blend",
+        "how attention warms up in training (tests and checkpoints have it as it is): blend, from 1/K for each kernel "
+        "position to what is learnt; temperature, its softmax cools from 30 to 1",
+    )
+    attention_warmup_epochs: int = _option(
+        0, "epochs over which it does, 0: none, as in the paper; a model without KAConv ignores it"
+    )
     label_smoothing: float = _option(0.0, "probability to spread evenly over the wrong classes")
     ema_decay: float = _option(0.0, "test and keep a moving average of the weights with this decay a step; 0: none")
     sync_batch_norm: bool = _option(False, "take the statistics of batch norm over all processes, not over each")
+    fresh_statistics: bool = _option(
+        False, "at the end, also test with batch norm's statistics taken anew from training pictures not augmented"
+    )
     seed: int = _option(0, "seed of the initial weights, the order of the pictures and the augmentation")
     data_root: str = _option("data/cache", "where downloaded data sets lie or go")
     image_size: int | None = _option(None, "side of the model's input in pixels, if not the data's usual one")
@@ -78,8 +90,9 @@ class TrainConfig:
         from kaconv.models import create_model
 
         check_values(vars(self), _RULES)
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}")
+        for name in ("warmup_epochs", "attention_warmup_epochs"):
+            if getattr(self, name) >= self.epochs:
+                raise ValueError(f"{name} must be less than epochs ({self.epochs}), got {getattr(self, name)}")
         parse_spec(self.data)
         with torch.device("meta"):
             create_model(self.model)
@@ -89,6 +102,16 @@ class TrainConfig:
         if epoch < self.warmup_epochs:
             return WARMUP_START + (1 - WARMUP_START) * epoch / self.warmup_epochs
         return SCHEDULES[self.schedule](epoch - self.warmup_epochs, self.epochs - self.warmup_epochs)
+
+    def attention_warmup_value(self, epochs: float) -> tuple[str, float]:
+        """What the attention's warm-up sets after so many epochs, a fraction in the middle of one: its name and value.
+
+        After the warm-up it is exactly what leaves the attention as it is.
+        """
+        left = max(0.0, 1 - epochs / self.attention_warmup_epochs) if self.attention_warmup_epochs else 0.0
+        if self.attention_warmup == "temperature":
+            return "temperature", 1 + (TEMPERATURE_START - 1) * left
+        return "uniform_share", left
 
     @property
     def peak_lr(self) -> float:
@@ -155,6 +178,9 @@ _RULES: dict[str, Rule] = {
     "warmup_epochs": whole(0),
     "label_smoothing": ("a number in [0, 0.5)", is_number(lambda value: 0 <= value < 0.5)),
     "seed": whole(0, 2**32 - 1),  # NumPy's limit
+    "attention_warmup": is_one_of("blend", "temperature"),
+    "attention_warmup_epochs": whole(0),
+    "fresh_statistics": TRUE_OR_FALSE,
     "data_root": ("a folder's path", lambda value: isinstance(value, str | Path)),
     "image_size": ("a whole number >= 1 or None", lambda value: value is None or whole(1)[1](value)),
     "workers": EVALUATION_RULES["workers"],

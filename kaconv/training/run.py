@@ -41,9 +41,10 @@ class Run:
 
     `history` has a dict per epoch: epoch (from 1), train_loss (label smoothing included), train_error, test_loss,
     test_error, test_top5_error, lr, seconds (training and test), images_per_second (training). Errors are in percent;
-    train_error is that of augmented pictures while the weights still change. `summary` is empty until the run has
-    finished: model, data, parameters, best and last (epoch, test_error, test_top5_error), seconds, images_per_second,
-    provenance.
+    train_error is that of augmented pictures while the weights still change. With attention_warmup_epochs there is
+    also attention_uniform_share or attention_temperature, that of the epoch's first step. `summary` is empty until the
+    run has finished: model, data, parameters, best and last (epoch, test_error, test_top5_error; last also
+    test_error_fresh_statistics, if the config asks for it), seconds, images_per_second, provenance.
     """
 
     folder: Path

@@ -21,12 +21,14 @@ from tqdm.auto import tqdm
 
 from kaconv.data.datasets import DataBundle, load_data
 from kaconv.data.unreadable import UNREADABLE, BrokenPictures, tolerant
-from kaconv.inference.evaluation import evaluate, make_accelerator
+from kaconv.inference.evaluation import Evaluation, evaluate, make_accelerator
+from kaconv.layers import set_temperature, set_uniform_share
 from kaconv.models import create_model
 from kaconv.models.checkpoints import save_checkpoint
 from kaconv.ops.sync_batch_norm import synchronise_batch_norm
 from kaconv.training.batches import SeededPictures, StepBatches, mixed_seed
 from kaconv.training.config import TrainConfig
+from kaconv.training.fresh_statistics import with_fresh_statistics
 from kaconv.training.run import (
     EPOCH,
     LOCK,
@@ -49,6 +51,7 @@ from kaconv.utils.provenance import provenance
 
 CHECK_EVERY = 50  # steps between looks at the loss: each makes the processor wait for the accelerator
 AGREE_EVERY = 10  # steps between questions whether to save or to stop, where several processes have to agree
+ATTENTION_SETTERS = {"uniform_share": set_uniform_share, "temperature": set_temperature}
 
 
 def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run], None] | None = None) -> Run:
@@ -203,15 +206,7 @@ class _Trainer:
         start = time.perf_counter()
         self._share_buffers()
         try:
-            test = evaluate(
-                self.tested,
-                self.data.test,
-                batch_size=self.config.batch_size,
-                workers=self.config.workers,
-                progress=self.progress,
-                accelerator=self.accelerator,
-                max_broken=self.config.max_broken,
-            )
+            test = self._test(self.tested)
         except FloatingPointError as error:
             raise _diverged(epoch, f"after epoch {epoch} {error}") from None
         self.totals, self.epoch_seconds = torch.zeros_like(self.totals), 0.0
@@ -223,9 +218,21 @@ class _Trainer:
             "test_error": test.top1_error,
             "test_top5_error": test.top5_error,
             "lr": lr,
+            **self._attention_warmup(epoch),
             "seconds": train_seconds + time.perf_counter() - start,
             "images_per_second": images / train_seconds,
         }
+
+    def _test(self, model: nn.Module) -> Evaluation:
+        return evaluate(
+            model,
+            self.data.test,
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+            progress=self.progress,
+            accelerator=self.accelerator,
+            max_broken=self.config.max_broken,
+        )
 
     def _train_epoch(self, epoch: int, first_step: int) -> int:
         """The steps of an epoch from `first_step` (counted from 0) on; returns the number of pictures of all steps."""
@@ -253,6 +260,7 @@ class _Trainer:
 
     def _step(self, epoch: int, step: int, batches: Iterator, broken: BrokenPictures) -> None:
         loss_of_step = 0.0
+        self._warm_up_attention(epoch, step)
         # Whatever else is random, such as dropout, follows from where the training stands: nothing has to be restored.
         torch.manual_seed(mixed_seed(self.config.seed, epoch, step, self.accelerator.process_index))
         for part in range(self.config.accumulation):
@@ -276,6 +284,19 @@ class _Trainer:
         if self.ema:
             self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
         self.losses.append(loss_of_step)
+
+    def _warm_up_attention(self, epoch: int, step: int) -> None:
+        """Set the attention's warm-up for a step; it follows from where the training stands: nothing is restored."""
+        if self.config.attention_warmup_epochs:
+            name, value = self.config.attention_warmup_value(epoch - 1 + (step - 1) / self.batches.steps)
+            ATTENTION_SETTERS[name](self.accelerator.unwrap_model(self.model), value)
+
+    def _attention_warmup(self, epoch: int) -> dict[str, float]:
+        """For the report of an epoch: what the warm-up set in its first step; nothing without one."""
+        if not self.config.attention_warmup_epochs:
+            return {}
+        name, value = self.config.attention_warmup_value(epoch - 1)
+        return {f"attention_{name}": value}
 
     def _check_losses(self, epoch: int, step: int) -> float:
         """The mean loss of a picture in the step that ended; FloatingPointError, in all processes together, if one
@@ -426,11 +447,21 @@ class _Trainer:
             "data": self.config.data,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "best": {key: best[key] for key in RESULT},
-            "last": {key: history[-1][key] for key in RESULT},
+            "last": {key: history[-1][key] for key in RESULT} | self._fresh_result(),
             "seconds": sum(metrics["seconds"] for metrics in history),
             "images_per_second": sum(metrics["images_per_second"] for metrics in history) / len(history),
             "provenance": provenance(),
         }
+
+    def _fresh_result(self) -> dict[str, float]:
+        """The last epoch's test error with fresh batch norm statistics, if it is asked for."""
+        if not self.config.fresh_statistics:
+            return {}
+        config = self.config
+        model = with_fresh_statistics(
+            self.tested, self.data, batch_size=config.batch_size, seed=config.seed, workers=config.workers
+        )
+        return {"test_error_fresh_statistics": self._test(model).top1_error}
 
 
 def _best(history: list[dict]) -> dict:

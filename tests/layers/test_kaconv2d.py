@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kaconv import KAConv2d
-from kaconv.layers import PerPositionNorm
+from kaconv.layers import PerPositionNorm, set_temperature, set_uniform_share
 from kaconv.ops.reference import aggregate, decompose
 
 GEOMETRIES = {
@@ -105,6 +105,49 @@ def test_attention_sums_to_one(attention):
     assert attention.shape == (5, 6, 6)
     assert (attention >= 0).all()
     torch.testing.assert_close(attention.sum(dim=1), torch.ones(5, 6))
+
+
+def attention_of(layer, x):
+    seen = []
+    handle = layer.attention_generator.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    layer(x)
+    handle.remove()
+    return seen[0].detach()
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "fused"])
+@pytest.mark.parametrize("attention", ["L", "H"])
+def test_warm_up_of_the_attention(attention, backend):
+    torch.manual_seed(0)
+    layer = KAConv2d(4, 8, 3, attention=attention, backend=backend).double()
+    x, keys = torch.randn(3, 4, 7, 6, dtype=torch.float64), layer.state_dict().keys()
+    learnt = attention_of(layer, x)
+    for share in (0.25, 1.0):
+        set_uniform_share(layer, share)
+        torch.testing.assert_close(attention_of(layer, x), (1 - share) * learnt + share / 9)
+    set_uniform_share(layer, 0.0)
+    set_temperature(layer, 30.0)
+    torch.testing.assert_close(attention_of(layer, x), (learnt.log() / 30).softmax(1))
+    set_temperature(layer, 1.0)
+    assert torch.equal(attention_of(layer, x), learnt)
+    assert layer.state_dict().keys() == keys
+
+
+@pytest.mark.parametrize("attention", ["L", "H"])
+def test_evaluation_and_export_see_no_warm_up(attention):
+    layer = KAConv2d(4, 8, 3, attention=attention).eval()
+    x = torch.randn(3, 4, 7, 6)
+    expected = layer(x)
+    set_uniform_share(layer, 0.5)
+    set_temperature(layer, 30.0)
+    assert torch.equal(layer(x), expected)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize(("setter", "value"), [(set_uniform_share, 1.5), (set_temperature, 0.0)])
+def test_a_bad_warm_up_is_refused(setter, value):
+    with pytest.raises(ValueError, match=f"must be .*, got {value}"):
+        setter(KAConv2d(4, 8, 3), value)
 
 
 def test_training_statistics_equal_separate_batch_norms():

@@ -76,6 +76,17 @@ def test_a_training_goes_on_where_it_was(steps, tmp_path, whole, monkeypatch, ca
     assert_same(run, whole)
 
 
+@pytest.mark.parametrize("warmup", ["blend", "temperature"])
+def test_the_attention_s_warmup_goes_on_where_it_was(warmup, tmp_path, whole, monkeypatch):
+    config = config_for(tmp_path / "a", attention_warmup=warmup, attention_warmup_epochs=1)
+    uninterrupted = fit(replace(config, out=str(tmp_path / "b")), progress=False)
+    for _ in range(4):  # within the warm-up, at its end and after it
+        break_off(monkeypatch, config, 1)
+    assert_same(fit(config, progress=False), uninterrupted)
+    warmed, cold = (load_file(run.checkpoint_path("last")) for run in (uninterrupted, whole))
+    assert any(not torch.equal(value, cold[name]) for name, value in warmed.items())
+
+
 def test_a_training_that_breaks_off_again_and_again(tmp_path, whole, monkeypatch):
     config = config_for(tmp_path / "a")
     for _ in range(5):
@@ -109,6 +120,20 @@ def test_breaking_off_while_the_epoch_is_written(tmp_path, whole, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 fit(config, progress=False)
     assert_same(fit(config, progress=False), whole)
+
+
+def test_breaking_off_between_the_last_epoch_and_the_summary(tmp_path, whole, monkeypatch):
+    def crash(self):
+        raise KeyboardInterrupt
+
+    config = config_for(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Trainer, "_summary", crash)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, progress=False)
+    run = fit(config, progress=False)
+    assert_same(run, whole)
+    assert run.summary["best"] == whole.summary["best"]
 
 
 def test_how_the_work_is_done_may_change_on_the_way(tmp_path, whole, monkeypatch):

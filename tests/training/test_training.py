@@ -26,6 +26,7 @@ import kaconv
 import kaconv.training.trainer as trainer
 from kaconv.data.datasets import load_data
 from kaconv.inference import evaluate, evaluate_checkpoint
+from kaconv.layers import AttentionGeneratorL
 from kaconv.models import create_model
 from kaconv.models.checkpoints import load_checkpoint
 from kaconv.training import Run, TrainConfig, fit
@@ -425,6 +426,9 @@ def test_half_written_files_of_a_killed_training_go(tmp_path, run):
         ({"weight_decay": -1}, "weight_decay must be"),
         ({"schedule": "linear"}, "schedule must be one of cosine, step, exponential, got 'linear'"),
         ({"warmup_epochs": 2}, "warmup_epochs must be less than epochs"),
+        ({"attention_warmup": "mix"}, "attention_warmup must be one of blend, temperature, got 'mix'"),
+        ({"attention_warmup_epochs": -1}, "attention_warmup_epochs must be a whole number >= 0, got -1"),
+        ({"attention_warmup_epochs": 2}, r"attention_warmup_epochs must be less than epochs \(2\), got 2"),
         ({"accumulation": 0}, "accumulation must be"),
         ({"accumulation": 3}, r"batch_size must be a multiple of processes x accumulation \(1 x 3\).*got 32"),
         ({"accumulation": 32}, "with 2 pictures for each part"),
@@ -435,6 +439,7 @@ def test_half_written_files_of_a_killed_training_go(tmp_path, run):
         ({"prefetch": 0}, "prefetch must be"),
         ({"max_broken": -1}, "max_broken must be"),
         ({"label_smoothing": 0.5}, "label_smoothing must be"),
+        ({"fresh_statistics": 1}, "fresh_statistics must be true or false, got 1"),
         ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
         ({"seed": 2**32}, "seed must be"),
         ({"image_size": 0}, "image_size must be"),
@@ -481,6 +486,57 @@ def test_lr_schedules(tmp_path):
     assert [exponential.lr_factor(epoch) for epoch in (0, 1, 99)] == pytest.approx([1, 0.92, 0.92**99])
     warm = config_for(tmp_path, epochs=6, warmup_epochs=3)
     assert [warm.lr_factor(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.4, 0.7, 1.0])
+
+
+def test_the_attention_s_warmup_ends_exactly(tmp_path):
+    places = (0, 1 / 3, 1.5, 3, 4)
+    blend = config_for(tmp_path, epochs=5, attention_warmup_epochs=3)
+    assert [blend.attention_warmup_value(place)[1] for place in places] == pytest.approx([1, 8 / 9, 0.5, 0, 0])
+    cooling = replace(blend, attention_warmup="temperature")
+    values = [cooling.attention_warmup_value(place)[1] for place in places]
+    assert values == pytest.approx([30, 1 + 29 * 8 / 9, 15.5, 1, 1])
+    assert blend.attention_warmup_value(3) == ("uniform_share", 0)
+    assert cooling.attention_warmup_value(3) == ("temperature", 1)
+    off = config_for(tmp_path)
+    assert off.attention_warmup_value(0) == ("uniform_share", 0)
+
+
+@pytest.mark.parametrize("kind", ["uniform_share", "temperature"])
+def test_attention_warms_up_step_by_step(tmp_path, monkeypatch, kind):
+    seen, real = [], AttentionGeneratorL._attention
+
+    def watched(self, logits):
+        attention = real(self, logits)
+        seen.append((self.training, getattr(self, kind), torch.equal(attention, logits.softmax(1))))
+        return attention
+
+    monkeypatch.setattr(AttentionGeneratorL, "_attention", watched)
+    warmup = "blend" if kind == "uniform_share" else "temperature"
+    config = config_for(
+        tmp_path / "a",
+        model="ka_resnet11_cifar_l",
+        epochs=3,
+        ema_decay=0.5,
+        attention_warmup=warmup,
+        attention_warmup_epochs=2,
+    )
+    run = fit(config, progress=False)
+    start, end = {"uniform_share": (1, 0), "temperature": (30, 1)}[kind]
+    of_steps = list(dict.fromkeys(value for training, value, _ in seen if training))
+    assert of_steps == pytest.approx([end + (start - end) * (6 - step) / 6 for step in range(7)])  # 3 steps an epoch
+    assert of_steps[-1] == end
+    assert all(as_it_is == (value == end) for training, value, as_it_is in seen if training)
+    assert all(as_it_is for training, _, as_it_is in seen if not training)
+    assert [epoch[f"attention_{kind}"] for epoch in run.history] == [start, (start + end) / 2, end]
+    assert Run.load(run.folder).history == run.history
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars(f"attention_{kind}")] == [start, (start + end) / 2, end]
+
+
+def test_a_plain_model_s_training_is_not_changed_by_an_attention_warmup(tmp_path, run):
+    warm = fit(config_for(tmp_path / "a", attention_warmup_epochs=1), progress=False)
+    assert all(torch.equal(value, weights(run)[name]) for name, value in weights(warm).items())
 
 
 def test_the_learning_rate_follows_the_batch_size(tmp_path):
