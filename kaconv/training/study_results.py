@@ -16,6 +16,7 @@ from kaconv.training.study import CONFIDENCE, t_interval
 from kaconv.training.study_spec import PLAIN_VARIANT, StudySpec, Training
 
 POWER = 0.8  # the chance with which a detectable difference is detected
+_QUANTILES = 2000
 RESULT_KEYS = {"study", "runs", "summary", "differences", "provenance"}
 DONE, RUNNING, INTERRUPTED, NOT_BEGUN, NOT_RUN = "done", "running", "interrupted", "not begun", "not run"
 _ALIVE_SECONDS = 120.0  # a run that has written nothing for this long beyond what it needs is taken to have stopped
@@ -154,7 +155,9 @@ def merge_results(spec: StudySpec, results: Sequence[tuple[str, dict]]) -> tuple
                 runs[key], origin[key] = row, name
             elif there["state"] == row["state"] == DONE:
                 _check_same(there, row, origin[key], name)
-                notes.append(f"{_title(row)} seed {row['seed']} is in {origin[key]} and {name}: kept that of the former")
+                notes.append(
+                    f"{_title(row)} seed {row['seed']} is in {origin[key]} and {name}: kept that of the former"
+                )
     merged = [{"file": name, "provenance": result["provenance"]} for name, result in results]
     together = {"study": study, "runs": list(runs.values()), "provenance": provenance() | {"merged": merged}}
     return _with_summary(together), notes
@@ -294,13 +297,13 @@ def detectable_difference(differences: Sequence[float]) -> float | None:
         return None
     critical = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
 
-    def power(shift: float) -> float:
-        return stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+    # Over the quantiles of the measured spread: SciPy's noncentral t gives NaN for two pairs.
+    spread = np.sqrt(stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1) / (n - 1))
 
-    most = critical
-    while power(most) < POWER:  # not at once a large one, for which SciPy's distribution gives NaN
-        most *= 1.5
-    shift = optimize.brentq(lambda value: power(value) - POWER, 0, most)
+    def lack(shift: float) -> float:
+        return POWER - stats.norm.cdf(shift - critical * spread).mean()
+
+    shift = optimize.brentq(lack, 0, 10 * critical)
     return float(shift * stdev(differences) / n**0.5)
 
 

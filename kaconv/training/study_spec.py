@@ -16,6 +16,8 @@ PLAIN_VARIANT = "plain"  # the only one where a spec names none
 SAVE_MINUTES = 2.0  # a killed study loses no more than that of each training
 GIVEN = ("model", "data", "out", "seed")  # fields of a config that do not belong into a recipe
 ALLOWED_FIELDS = tuple(item.name for item in fields(TrainConfig) if item.name not in GIVEN)
+MOST_SEED = 2**32 - 1  # as `TrainConfig` says
+SEEDS = f"whole numbers from 0 to {MOST_SEED}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -97,7 +99,10 @@ def parse_study(values: object, data: str | None = None) -> StudySpec:
         if not isinstance(values.get(name, ""), str):
             raise _bad(name, "text", values[name])
     _check_list("models", values["models"], str, "names of models (see `kaconv list`)")
-    _check_list("seeds", values["seeds"], int, "whole numbers")
+    _check_list("seeds", values["seeds"], int, SEEDS)
+    bad_seed = next((seed for seed in values["seeds"] if not 0 <= seed <= MOST_SEED), None)
+    if bad_seed is not None:
+        raise _bad("seeds", SEEDS, bad_seed)
     _check_mapping("recipe", values.get("recipe", {}), ALLOWED_FIELDS)
     _check_variants(values.get("variants", {PLAIN_VARIANT: {}}), values["models"])
     return StudySpec(**values)
@@ -121,7 +126,8 @@ def study_trainings(spec: StudySpec, runs: str | Path) -> list[Training]:
                 trainings.append(Training(model, variant, seed, config))
     folders: dict[str, Training] = {}
     for training in trainings:
-        _validate(training)
+        if training.seed == spec.seeds[0]:  # the others differ in the seed alone
+            _validate(training)
         same = folders.setdefault(training.config.out, training)
         if same is not training:
             raise ValueError(
