@@ -92,7 +92,7 @@ def test_a_bad_study_is_one_clear_line_before_anything_is_trained(changes, messa
         (b"[" * 20000, "nested too deeply"),
         (b"just words", "it must be a mapping"),
         (b"", "it must be a mapping"),
-        (b"? [a, b]\n: 1", "unknown field"),
+        (b"? [a, b]\n: 1", "found unhashable key"),
         (b"null: 1", "unknown field None"),
     ],
 )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 JOBS_FOLDER = "jobs"  # what submitit writes, in the folder of the runs
 LOCAL_TIMEOUT_MINUTES = 60 * 24 * 365  # submitit's own is five minutes
+SLURM_TIMEOUT_MINUTES = 60 * 24
+MOST_TIMEOUTS = 100  # after which a training on Slurm is given up
 # The options of --slurm: submitit's name of each, and the type.
 SLURM_OPTIONS = {"partition": ("slurm_partition", str), "gpus": ("gpus_per_node", int), "timeout": ("timeout_min", int)}
 # What a training may fail with that says nothing against the others.
@@ -114,10 +116,10 @@ def submit_to_slurm(trainings: Sequence[Training], jobs: int, runs: str | Path, 
     """
     submitit = import_submitit()
     try:
-        executor = submitit.AutoExecutor(Path(runs) / JOBS_FOLDER, cluster="slurm")
+        executor = submitit.AutoExecutor(Path(runs) / JOBS_FOLDER, cluster="slurm", slurm_max_num_timeout=MOST_TIMEOUTS)
     except RuntimeError as error:
         raise ValueError(f"--slurm: {error}") from None
-    executor.update_parameters(slurm_array_parallelism=jobs, **options)
+    executor.update_parameters(**{"slurm_array_parallelism": jobs, "timeout_min": SLURM_TIMEOUT_MINUTES} | options)
     gpus = options.get("gpus_per_node", 0)
     tasks = [Task(training.config, max(1, gpus), None) for training in trainings]
     return [job.job_id for job in executor.map_array(_call, tasks)]
