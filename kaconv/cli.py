@@ -257,7 +257,7 @@ def add_study_parser(subparsers: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="submit to Slurm: partition=NAME, gpus=N (of each training), timeout=MINUTES (default: a day); may be repeated",
+        help="submit to Slurm; repeatable: partition=NAME, gpus=N (of each training), timeout=MINUTES (default: a day)",
     )
     parser.add_argument("--status", action="store_true", help="show how far the study is, and train nothing")
     parser.add_argument("--merge", nargs="+", metavar="FILE", help="put results of several machines together")

@@ -315,7 +315,7 @@ def format_results(results: dict) -> str:
     lines = ["test error of the last epoch, %; in brackets the 95 % interval over seeds"]
     lines += [
         f"  {_title(row):{width}}  {row['test_error']:6.2f} {_interval(row['test_error_interval'])}  "
-        f"{len(row['seeds'])} seeds, {row['params'] / 1e6:.2f} M parameters, {row['images_per_second']:.0f} img/s"
+        f"{_seeds(row)}, {row['params'] / 1e6:.2f} M parameters, {row['images_per_second']:.0f} img/s"
         for row in results["summary"]
     ]
     if results["differences"]:
@@ -325,7 +325,7 @@ def format_results(results: dict) -> str:
         power = "" if detectable is None else f"  {POWER:.0%} power for a difference of {detectable:.2f}"
         lines.append(
             f"  {_title(row):{width}}  {row['difference']:+6.2f} {_interval(row['difference_interval'])}  "
-            f"{len(row['seeds'])} seeds{power}"
+            f"{_seeds(row)}{power}"
         )
     return "\n".join(lines)
 
@@ -336,6 +336,10 @@ def _with_summary(results: dict) -> dict:
 
 def _interval(interval: Sequence[float] | None) -> str:
     return "[a single seed]" if interval is None else f"[{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _seeds(row: dict) -> str:
+    return f"{len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''}"
 
 
 def _number(value: float | None) -> str:
