@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_table_parser,
         add_list_parser,
         add_train_parser,
+        add_study_parser,
         add_evaluate_parser,
         add_predict_parser,
         add_convert_parser,
@@ -211,6 +212,131 @@ def run_train(args: argparse.Namespace) -> None:
     if PartialState().is_main_process:  # under torchrun there are others
         best = run.summary["best"]
         print(f"{run.checkpoint_path('best')}: test error {best['test_error']:.2f} % (epoch {best['epoch']})")
+
+
+STUDY_EXAMPLES = """\
+examples:
+  kaconv study reports/studies/imagenette_mobilenetv2.yaml --jobs 2
+  kaconv study reports/studies/imagenette_mobilenetv2.yaml --jobs 2 --status
+  kaconv study reports/studies/imagenette_mobilenetv2.yaml --status --results found.json
+  kaconv study reports/studies/imagenette_mobilenetv2.yaml --merge one.json other.json --results both.json
+  kaconv study SPEC.yaml --slurm partition=gpu --slurm gpus=4 --slurm timeout=600 --jobs 8
+
+a study:
+  name: digits                                  # its runs go to runs/digits
+  question: Does attention help on digits?
+  data: digits                                  # as for `kaconv train`; --data overrides it
+  models: [resnet29_cifar, ka_resnet29_cifar_l] # the first is what the others are compared with
+  seeds: [0, 1, 2]
+  recipe: {epochs: 5, batch_size: 64, lr: 0.1}  # options of `kaconv train`, with _ for -
+  variants:                                     # optional; each overrides the recipe
+    plain: {}
+    decay: {weight_decay: 0.001, models: [ka_resnet29_cifar_l]}  # for some models only
+
+Every training is a folder as of `kaconv train`; all of one seed come before the next seed. The same command goes on
+where a study was interrupted, by whatever, and never trains twice what is finished; where one training fails, the
+others still run. --jobs and --slurm need submitit: pip install 'kaconv[cluster]'.
+
+Exit status: 0, or 1 if a training failed.
+"""
+
+
+def add_study_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv study`."""
+    summary = "train several models from several seeds, as a YAML file says, and compare them"
+    parser = add_command(subparsers, "study", run_study, summary, STUDY_EXAMPLES)
+    parser.add_argument("spec", metavar="SPEC.yaml", help="the study")
+    parser.add_argument("--data", help="a data spec instead of the study's")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="where the runs go (default: runs/NAME)")
+    parser.add_argument(
+        "--jobs", type=_at_least_one, default=1, metavar="N", help="trainings side by side (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=_at_least_one, metavar="N", help="of each training (default: its share of torch's)"
+    )
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="submit to Slurm; repeatable: partition=NAME, gpus=N (of each training), timeout=MINUTES (default: a day)",
+    )
+    parser.add_argument("--status", action="store_true", help="show how far the study is, and train nothing")
+    parser.add_argument("--merge", nargs="+", metavar="FILE", help="put results of several machines together")
+    parser.add_argument(
+        "--results",
+        nargs="?",
+        const="",
+        metavar="FILE.json",
+        help="write the results here (FILE.json default: reports/results/NAME.json)",
+    )
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Train what is left of a study, or show or merge what is there; 1 if a training failed."""
+    from kaconv.training.study_jobs import parse_slurm_options
+    from kaconv.training.study_results import (
+        RESULT_KEYS,
+        format_results,
+        format_status,
+        merge_results,
+        read_study_results,
+        study_results,
+        study_status,
+    )
+    from kaconv.training.study_spec import load_study, study_trainings
+    from kaconv.utils.files import write_json
+
+    spec = load_study(args.spec, args.data)
+    trainings = study_trainings(spec, args.runs or Path("runs", spec.name))
+    slurm = parse_slurm_options(args.slurm)
+    out = None if args.results is None else Path(args.results or f"reports/results/{spec.name}.json")
+    if out is not None:
+        check_result_path(out, "study", RESULT_KEYS)
+    failed = False
+    if args.merge:
+        results, notes = merge_results(spec, [(name, read_study_results(name)) for name in args.merge])
+        print("".join(f"{note}\n" for note in notes), end="")
+    else:
+        if args.status:
+            print(format_status(study_status(trainings), args.jobs))
+        else:
+            failed = _train_study(args, spec, trainings, slurm)
+        results = study_results(spec, trainings)
+    print(format_results(results))
+    if out is not None:
+        write_json(out, results)
+        print(out)
+    return 1 if failed else 0
+
+
+def _train_study(args: argparse.Namespace, spec: Any, trainings: list, slurm: dict) -> bool:
+    """Train what is not finished, with a line for each that ends; whether one failed."""
+    from kaconv.training.study_jobs import check_before_training, run_here, run_locally, submit_to_slurm
+    from kaconv.training.study_results import study_status, time_left
+
+    left = check_before_training(trainings)
+    print(f"{spec.name}: {len(trainings)} trainings, {len(trainings) - len(left)} of them finished", flush=True)
+    runs = args.runs or Path("runs", spec.name)
+    if args.slurm and left:
+        ids = submit_to_slurm(left, args.jobs, runs, slurm)
+        print(f"submitted {', '.join(ids)}; --status says how far they are")
+        return False
+    ends = run_here(left, args.threads) if args.jobs == 1 else run_locally(left, args.jobs, runs, args.threads)
+    failures = []
+    for number, (training, error) in enumerate(ends, len(trainings) - len(left) + 1):
+        if error is not None:
+            failures.append(training)
+            print(f"kaconv: {training} failed: {error}", file=sys.stderr, flush=True)
+        rest = time_left(study_status(trainings), args.jobs)
+        print(f"{training}: {number} of {len(trainings)} {'failed' if error else 'done'}; {rest}", flush=True)
+    return bool(failures)
 
 
 EVALUATE_EXAMPLES = """\

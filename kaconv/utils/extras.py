@@ -1,7 +1,7 @@
 """What to install for a part of kaconv that `pip install kaconv` alone does not bring."""
 
 _EXTRAS = {
-    "train": ("accelerate", "scipy", "sklearn", "tensorboard", "yaml"),
+    "train": ("accelerate", "filelock", "scipy", "sklearn", "tensorboard", "yaml"),
     "viz": ("captum", "ipywidgets", "matplotlib", "pandas", "seaborn"),
     "notebooks": (
         "bs4",
@@ -15,6 +15,7 @@ _EXTRAS = {
         "pygments",
     ),
     "bench": ("timm",),
+    "cluster": ("submitit",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 

@@ -1,0 +1,362 @@
+"""How far a study has come, its results with their provenance, and what they say over the seeds."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, stdev
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+from kaconv.training.run import Run
+from kaconv.training.study_spec import PLAIN_VARIANT, StudySpec, Training
+from kaconv.utils.intervals import CONFIDENCE, t_interval
+from kaconv.utils.provenance import provenance
+
+POWER = 0.8  # the chance with which a detectable difference is detected
+_QUANTILES = 2000
+RESULT_KEYS = {"study", "runs", "summary", "differences", "provenance"}
+DONE, RUNNING, INTERRUPTED, NOT_BEGUN, NOT_RUN = "done", "running", "interrupted", "not begun", "not run"
+_ALIVE_SECONDS = 120.0  # a run that has written nothing for this long beyond what it needs is taken to have stopped
+
+
+# How far it has come ------------------------------------------------------------------------------------------------
+
+
+def study_status(trainings: Sequence[Training]) -> list[dict]:
+    """A dict per training; nothing is trained or written.
+
+    model, variant, seed; state (done, running, interrupted or not begun; running: it wrote something lately); epoch
+    (the last whole one), epochs; test_error and test_top5_error of that epoch (None before the first), in percent;
+    seconds_left, from the measured epochs of that model and variant, of any seed (None where there are none).
+    """
+    found = [(training, _load(training)) for training in trainings]
+    costs = {
+        key: median(epoch["seconds"] for epoch in epochs)
+        for key in {_key(training) for training in trainings}
+        if (epochs := [epoch for training, run in found if run and _key(training) == key for epoch in run.history])
+    }
+    return [_status(training, run, costs.get(_key(training))) for training, run in found]
+
+
+def format_status(rows: Sequence[dict], jobs: int = 1) -> str:
+    """The table of `study_status`, how many trainings are in which state, and the time left with `jobs` at a time."""
+    width = max(len(_title(row)) for row in rows)
+    lines = [f"{'training':{width}}  seed  state        epoch    top-1 %  top-5 %  time left"]
+    for row in rows:
+        errors = [_number(row[name]) for name in ("test_error", "test_top5_error")]
+        left = "-" if row["state"] == DONE else format_seconds(row["seconds_left"])
+        lines.append(
+            f"{_title(row):{width}}  {row['seed']:4}  {row['state']:11}  {row['epoch']:3}/{row['epochs']:<3}  "
+            f"{errors[0]:>7}  {errors[1]:>7}  {left:>9}"
+        )
+    counts = {state: sum(row["state"] == state for row in rows) for state in (DONE, RUNNING, INTERRUPTED, NOT_BEGUN)}
+    lines.append(", ".join(f"{count} {state}" for state, count in counts.items()) + f"; {time_left(rows, jobs)}")
+    return "\n".join(lines)
+
+
+def time_left(rows: Sequence[dict], jobs: int = 1) -> str:
+    """A sentence of how long the rest takes at the measured cost of an epoch, with `jobs` trainings at a time."""
+    unmeasured = sorted({_title(row) for row in rows if row["seconds_left"] is None})
+    measured = sum(row["seconds_left"] or 0 for row in rows) / jobs
+    if unmeasured:
+        return f"time left: {format_seconds(measured)} and that of {', '.join(unmeasured)}, not measured yet"
+    return f"time left: {format_seconds(measured)}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Such as 2 h 05 min, 7 min or 12 s; "unknown" for None."""
+    if seconds is None:
+        return "unknown"
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _status(training: Training, run: Run | None, epoch_seconds: float | None) -> dict:
+    done = len(run.history) if run else 0
+    last = run.history[-1] if done else {}
+    left = training.config.epochs - done
+    finished = run is not None and run.finished
+    return _names(training) | {
+        "state": _state(run, epoch_seconds),
+        "epoch": done,
+        "epochs": training.config.epochs,
+        "test_error": last.get("test_error"),
+        "test_top5_error": last.get("test_top5_error"),
+        "seconds_left": 0.0 if finished else None if epoch_seconds is None else left * epoch_seconds,
+    }
+
+
+def _state(run: Run | None, epoch_seconds: float | None) -> str:
+    if run is None:
+        return NOT_BEGUN
+    if run.finished:
+        return DONE
+    newest = max(path.stat().st_mtime for path in (run.folder, *run.folder.iterdir()) if path.exists())
+    pause = max(60 * run.config.save_minutes, epoch_seconds or 0)  # the longest between two writings
+    return RUNNING if time.time() - newest < _ALIVE_SECONDS + pause else INTERRUPTED
+
+
+def _load(training: Training) -> Run | None:
+    """The run in the training's folder, if it is of that config."""
+    try:
+        run = Run.load(training.config.out)
+    except FileNotFoundError:
+        return None
+    return run if run.config.identity() == training.config.identity() else None
+
+
+# Results ------------------------------------------------------------------------------------------------------------
+
+
+def study_results(spec: StudySpec, trainings: Sequence[Training]) -> dict:
+    """What a study found so far, as a JSON-able dict.
+
+    - study: the contents of its file
+    - runs: a dict per training: model, variant, seed, state (done or not run); those that are done also have best and
+      last (epoch, test_error, test_top5_error; percent), epochs, seconds_per_epoch (median, training and test), params,
+      images_per_second (median, training), config (what decides the weights) and provenance
+    - summary, differences: see `summarise_results` and `paired_differences`
+    - provenance: of this file
+    """
+    return _with_summary(
+        {"study": spec.to_dict(), "runs": [_result(training) for training in trainings], "provenance": provenance()}
+    )
+
+
+def merge_results(spec: StudySpec, results: Sequence[tuple[str, dict]]) -> tuple[dict, list[str]]:
+    """A study's results from several machines as one; of a run that is there twice, the first is kept.
+
+    Args:
+        results: names of the files and their contents.
+
+    Returns:
+        The results, whose provenance has those of the files in `merged`; and a sentence for each run that is there
+        twice.
+
+    Raises:
+        ValueError: if one is of another study, or a run is there with two configs.
+    """
+    study, notes = spec.to_dict(), []
+    runs: dict[tuple, dict] = {}
+    origin: dict[tuple, str] = {}
+    for name, result in results:
+        different = [key for key in study if key != "data" and study[key] != result["study"].get(key)]
+        if different:
+            raise ValueError(f"{name} holds results of another study than {spec.name}: {', '.join(different)} differ")
+        for row in result["runs"]:
+            key = _key_of(row)
+            there = runs.get(key)
+            if there is None or (there["state"] != DONE and row["state"] == DONE):
+                runs[key], origin[key] = row, name
+            elif there["state"] == row["state"] == DONE:
+                _check_same(there, row, origin[key], name)
+                notes.append(
+                    f"{_title(row)} seed {row['seed']} is in {origin[key]} and {name}: kept that of the former"
+                )
+    merged = [{"file": name, "provenance": result["provenance"]} for name, result in results]
+    together = {"study": study, "runs": list(runs.values()), "provenance": provenance() | {"merged": merged}}
+    return _with_summary(together), notes
+
+
+def read_study_results(path: str | Path) -> dict:
+    """What `kaconv study --results` wrote; ValueError if it is something else, FileNotFoundError if it is missing."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no results {path.resolve()}")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not result.keys() >= RESULT_KEYS or not isinstance(result["study"], dict):
+            raise ValueError("it lacks " + ", ".join(sorted(RESULT_KEYS - result.keys())))
+        for row in result["runs"]:
+            if row["state"] == DONE:
+                float(row["last"]["test_error"])
+                dict(row["config"])
+            _key_of(row)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} does not hold results of `kaconv study`: {error}") from None
+    return result
+
+
+def _result(training: Training) -> dict:
+    run = _load(training)
+    if run is None or not run.finished:
+        return _names(training) | {"state": NOT_RUN}
+    return _names(training) | {
+        "state": DONE,
+        "best": run.summary["best"],
+        "last": run.summary["last"],
+        "epochs": len(run.history),
+        "seconds_per_epoch": median(epoch["seconds"] for epoch in run.history),
+        "params": run.summary["parameters"],
+        "images_per_second": median(epoch["images_per_second"] for epoch in run.history),
+        "config": run.config.identity(),
+        "provenance": run.summary.get("provenance"),
+    }
+
+
+def _check_same(row: dict, other: dict, name: str, other_name: str) -> None:
+    """The same training on another machine may have its pictures in another place."""
+    configs = [each["config"] | {"data": _without_place(each["config"]["data"])} for each in (row, other)]
+    different = sorted(
+        key for key in configs[0].keys() | configs[1].keys() if configs[0].get(key) != configs[1].get(key)
+    )
+    if different:
+        changes = ", ".join(f"{key} ({configs[0].get(key)!r} and {configs[1].get(key)!r})" for key in different)
+        raise ValueError(f"{_title(row)} seed {row['seed']} is not the same run in {name} and {other_name}: {changes}")
+
+
+def _without_place(data: str) -> str:
+    name, colon, path = data.partition(":")
+    return f"{name}{colon}{Path(path).name}" if colon else name
+
+
+# What they say ------------------------------------------------------------------------------------------------------
+
+
+def summarise_results(results: dict) -> list[dict]:
+    """A dict per model and variant with finished runs.
+
+    model, variant, seeds; test_errors (percent, of the last epoch: the best would be chosen by the test pictures), one
+    per seed; test_error, their mean; test_error_interval, Student's 95 % over seeds, None for a single one; params;
+    seconds_per_epoch and images_per_second, medians over seeds.
+    """
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in results["runs"]:
+        if row["state"] == DONE:
+            groups.setdefault((row["variant"], row["model"]), []).append(row)
+    rows = []
+    for (variant, model), group in groups.items():
+        group.sort(key=lambda row: row["seed"])
+        errors = [row["last"]["test_error"] for row in group]
+        rows.append(
+            {
+                "model": model,
+                "variant": variant,
+                "seeds": [row["seed"] for row in group],
+                "test_errors": errors,
+                "test_error": float(np.mean(errors)),
+                "test_error_interval": t_interval(errors),
+                "params": group[0]["params"],
+                "seconds_per_epoch": median(row["seconds_per_epoch"] for row in group),
+                "images_per_second": median(row["images_per_second"] for row in group),
+            }
+        )
+    return rows
+
+
+def paired_differences(results: dict) -> list[dict]:
+    """Each model's and variant's test error minus that of the study's first model, seed by seed.
+
+    The first model's runs are those of the same variant, or where that variant is not for it, of the first that is.
+
+    Returns:
+        A dict for each that shares a finished seed with the first model: model, variant, baseline_variant, seeds (those
+        that both have); differences (percentage points, negative is better), one per seed; difference, their mean;
+        difference_interval, Student's 95 % over seeds, None for a single one; and detectable_difference, see there.
+    """
+    summary = summarise_results(results)
+    baseline = results["study"]["models"][0]
+    plain = {row["variant"]: row for row in summary if row["model"] == baseline}
+    rows = []
+    for row in summary:
+        reference = plain.get(row["variant"]) or next(iter(plain.values()), None)
+        if row["model"] == baseline or reference is None:
+            continue
+        errors, others = (dict(zip(each["seeds"], each["test_errors"], strict=True)) for each in (row, reference))
+        seeds = [seed for seed in row["seeds"] if seed in others]
+        if not seeds:
+            continue
+        differences = [errors[seed] - others[seed] for seed in seeds]
+        rows.append(
+            {
+                "model": row["model"],
+                "variant": row["variant"],
+                "baseline_variant": reference["variant"],
+                "seeds": seeds,
+                "differences": differences,
+                "difference": float(np.mean(differences)),
+                "difference_interval": t_interval(differences),
+                "detectable_difference": detectable_difference(differences),
+            }
+        )
+    return rows
+
+
+def detectable_difference(differences: Sequence[float]) -> float | None:
+    """The true mean difference that as many pairs, spread like these, would have shown with a probability of 80 %.
+
+    To show it is to have a 95 % interval (Student's, paired) without zero. None for a single pair.
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    critical = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+
+    # Over the quantiles of the measured spread: SciPy's noncentral t gives NaN for two pairs.
+    spread = np.sqrt(stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1) / (n - 1))
+
+    def lack(shift: float) -> float:
+        return POWER - stats.norm.cdf(shift - critical * spread).mean()
+
+    shift = optimize.brentq(lack, 0, 10 * critical)
+    return float(shift * stdev(differences) / n**0.5)
+
+
+def format_results(results: dict) -> str:
+    """The summary and the paired differences as text."""
+    if not results["summary"]:
+        return "no training has finished yet"
+    width = max(len(_title(row)) for row in results["summary"])
+    lines = ["test error of the last epoch, %; in brackets the 95 % interval over seeds"]
+    lines += [
+        f"  {_title(row):{width}}  {row['test_error']:6.2f} {_interval(row['test_error_interval'])}  "
+        f"{_seeds(row)}, {row['params'] / 1e6:.2f} M parameters, {row['images_per_second']:.0f} img/s"
+        for row in results["summary"]
+    ]
+    if results["differences"]:
+        lines.append(f"minus {results['study']['models'][0]}, percentage points, paired by seed")
+    for row in results["differences"]:
+        detectable = row["detectable_difference"]
+        power = "" if detectable is None else f"  {POWER:.0%} power for a difference of {detectable:.2f}"
+        lines.append(
+            f"  {_title(row):{width}}  {row['difference']:+6.2f} {_interval(row['difference_interval'])}  "
+            f"{_seeds(row)}{power}"
+        )
+    return "\n".join(lines)
+
+
+def _with_summary(results: dict) -> dict:
+    return results | {"summary": summarise_results(results), "differences": paired_differences(results)}
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "[a single seed]" if interval is None else f"[{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _seeds(row: dict) -> str:
+    return f"{len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _names(training: Training) -> dict[str, Any]:
+    return {"model": training.model, "variant": training.variant, "seed": training.seed}
+
+
+def _key(training: Training) -> tuple[str, str]:
+    return training.variant, training.model
+
+
+def _key_of(row: dict) -> tuple[str, str, int]:
+    return row["variant"], row["model"], row["seed"]
+
+
+def _title(row: dict) -> str:
+    return row["model"] if row["variant"] == PLAIN_VARIANT else f"{row['model']} {row['variant']}"
