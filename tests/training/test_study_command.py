@@ -23,7 +23,7 @@ from kaconv.training.study_results import (
 )
 from kaconv.training.study_spec import load_study, parse_study, study_trainings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLAIN, LIGHT = "resnet11_cifar", "ka_resnet11_cifar_l"
 SMALL = {
     "name": "small",
