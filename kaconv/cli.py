@@ -268,7 +268,7 @@ def add_study_parser(subparsers: argparse._SubParsersAction) -> None:
         nargs="?",
         const="",
         metavar="FILE.json",
-        help="write the results here (FILE.json default: reports/results/NAME.json)",
+        help="write the results here (FILE.json default: reports/studies/NAME.json)",
     )
 
 
@@ -296,7 +296,7 @@ def run_study(args: argparse.Namespace) -> int:
     spec = load_study(args.spec, args.data)
     trainings = study_trainings(spec, args.runs or Path("runs", spec.name))
     slurm = parse_slurm_options(args.slurm)
-    out = None if args.results is None else Path(args.results or f"reports/results/{spec.name}.json")
+    out = None if args.results is None else Path(args.results or f"reports/studies/{spec.name}.json")
     if out is not None:
         check_result_path(out, "study", RESULT_KEYS)
     failed = False
