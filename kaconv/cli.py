@@ -442,7 +442,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from kaconv.inference.predict import predict
+    from kaconv.inference.prediction import predict
     from kaconv.models.checkpoints import load_checkpoint
 
     errors = []

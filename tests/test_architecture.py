@@ -1,7 +1,10 @@
 """The order of the floors in ARCHITECTURE.md: imports run downward only, lazy ones and those for types included."""
 
 import ast
+import importlib
+import pkgutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -50,3 +53,24 @@ def test_imports_run_downward(path: Path) -> None:
 def test_every_module_has_a_room() -> None:
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
     assert {room_of(module) for module in modules} == set(FLOOR)
+
+
+PACKAGES = [
+    "kaconv",
+    "kaviz",
+    *(
+        f"{top}.{name}"
+        for top in ("kaconv", "kaviz")
+        for name in (module.name for module in pkgutil.iter_modules([str(ROOT / top)]) if module.ispkg)
+    ),
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_there_and_no_modules(package: str) -> None:
+    """A submodule of the same name would take a public name's place once it is imported."""
+    there = importlib.import_module(package)
+    submodules = {module.name for module in pkgutil.iter_modules(there.__path__)}
+    names = getattr(there, "__all__", [])
+    assert not submodules & set(names)
+    assert not [name for name in names if isinstance(getattr(there, name), ModuleType)]

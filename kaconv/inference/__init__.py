@@ -6,7 +6,7 @@ from kaconv.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from kaconv.inference.evaluation import Evaluation, evaluate, evaluate_checkpoint
-    from kaconv.inference.predict import predict
+    from kaconv.inference.prediction import predict
 
 __all__ = ["Evaluation", "evaluate", "evaluate_checkpoint", "predict"]
 
@@ -14,6 +14,6 @@ _MODULES = {
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
     "evaluate_checkpoint": "evaluation",
-    "predict": "predict",
+    "predict": "prediction",
 }
 __getattr__ = lazy_names(__name__, _MODULES)

@@ -6,7 +6,7 @@ from kaconv.training.config import TrainConfig
 from kaconv.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from kaconv.training.launch import launch
+    from kaconv.training.processes import launch
     from kaconv.training.recipes import load_recipe
     from kaconv.training.run import Run
     from kaconv.training.study import compare, learning_curves, study_config, summarise, train_study
@@ -27,7 +27,7 @@ __all__ = [
 
 _MODULES = {
     "Run": "run",
-    "launch": "launch",
+    "launch": "processes",
     "load_recipe": "recipes",
     "compare": "study",
     "learning_curves": "study",

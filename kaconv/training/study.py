@@ -13,7 +13,7 @@ from kaconv.data.datasets import load_data
 from kaconv.models import create_model
 from kaconv.models.complexity import complexity
 from kaconv.training.config import WHERE_ONLY, TrainConfig
-from kaconv.training.launch import launch
+from kaconv.training.processes import launch
 from kaconv.training.run import Run, find_finished_run
 from kaconv.training.trainer import fit
 from kaconv.utils.intervals import t_interval, welch_interval, wilson_interval

@@ -14,7 +14,7 @@ import torch
 
 from kaconv.data.datasets import load_data
 from kaconv.training.config import TrainConfig
-from kaconv.training.launch import launch
+from kaconv.training.processes import launch
 from kaconv.training.run import find_finished_run
 from kaconv.training.study_spec import Training
 from kaconv.training.trainer import fit

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import kaconv
-from kaconv import benchmark
+from kaconv.bench import benchmark
 from kaconv.bench.benchmark import MODES, VARIANTS, format_benchmark, peak_bytes, read_benchmark, run_benchmark
 from kaconv.bench.peers import EXPERTS, create_peer, peer_name
 from kaconv.bench.roofline import LayerCost, Peaks, floor_seconds, layer_costs, measure_peaks
@@ -215,8 +215,8 @@ def test_variants_take_turns(monkeypatch):
 
 def test_each_variant_runs_with_its_backend(monkeypatch):
     seen = []
-    use_backend = kaconv.use_backend
-    monkeypatch.setattr(kaconv, "use_backend", lambda name: seen.append(name) or use_backend(name))
+    use_backend = benchmark.use_backend
+    monkeypatch.setattr(benchmark, "use_backend", lambda name: seen.append(name) or use_backend(name))
     monkeypatch.setattr(benchmark, "layer_costs", lambda *args: [])
     run_benchmark(["ka_resnet11_cifar_l"], ["eager", "fused"], **SMALL)
     assert list(dict.fromkeys(seen)) == ["eager", "fused"]

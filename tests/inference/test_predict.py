@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kaconv import predict as predict_module
 from kaconv.cli import main
 from kaconv.data.pictures import open_image
 from kaconv.data.preprocessing import IMAGENET, Preprocessing
-from kaconv.inference.predict import predict
+from kaconv.inference import prediction
+from kaconv.inference.prediction import predict
 from kaconv.models import create_model
 from kaconv.models.checkpoints import load_checkpoint, save_checkpoint
 
@@ -229,7 +229,7 @@ def test_text_names_classes(tmp_path, checkpoint_path, capsys):
 
 
 def test_many_pictures_go_in_batches(tmp_path, checkpoint_path, monkeypatch):
-    monkeypatch.setattr(predict_module, "BATCH_SIZE", 2)
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 2)
     for name, colour in zip("abcde", ["red", (0, 255, 0), "blue", "red", "blue"], strict=True):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
     checkpoint = load_checkpoint(checkpoint_path)

@@ -30,7 +30,7 @@ from kaconv.layers import AttentionGeneratorL
 from kaconv.models import create_model
 from kaconv.models.checkpoints import load_checkpoint
 from kaconv.training import Run, TrainConfig, fit
-from kaconv.training.launch import launch
+from kaconv.training.processes import launch
 from kaconv.training.recipes import load_recipe
 from kaconv.training.run import find_finished_run
 from kaconv.training.trainer import smoothed_cross_entropy
