@@ -176,12 +176,9 @@ class AttentionRecord:
             with np.load(path, allow_pickle=False) as file:
                 attention = {name: file[f"attention/{name}"] for name in json.loads(str(file["layers"]))}
                 of_samples = {name: file.get(name) for name in _OF_SAMPLES}
+            _check(attention, of_samples)
         except _UNREADABLE as error:
             raise ValueError(f"{path} is not an attention record: {str(error) or type(error).__name__}") from None
-        try:
-            _check(attention, of_samples)
-        except ValueError as error:
-            raise ValueError(f"{path} is not an attention record: {error}") from None
         return cls(attention, **of_samples)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from kaconv.utils.checks import (
     EVALUATION_RULES,
     MOST_PICTURES,
+    MOST_SEED,
     MOST_WORKERS,
     TRUE_OR_FALSE,
     Rule,
@@ -69,7 +70,7 @@ class TrainConfig:
     ema_decay: float = _option(0.0, "test and keep a moving average of the weights with this decay a step; 0: none")
     sync_batch_norm: bool = _option(False, "take the statistics of batch norm over all processes, not over each")
     fresh_statistics: bool = _option(
-        False, "at the end, also test with batch norm's statistics taken anew from training pictures not augmented"
+        False, "at the end, also test with batch norm's statistics recomputed from training pictures not augmented"
     )
     seed: int = _option(0, "seed of the initial weights, the order of the pictures and the augmentation")
     data_root: str = _option("data/cache", "where downloaded data sets lie or go")
@@ -177,7 +178,7 @@ _RULES: dict[str, Rule] = {
     "schedule": is_one_of(*SCHEDULES),
     "warmup_epochs": whole(0),
     "label_smoothing": ("a number in [0, 0.5)", is_number(lambda value: 0 <= value < 0.5)),
-    "seed": whole(0, 2**32 - 1),  # NumPy's limit
+    "seed": whole(0, MOST_SEED),
     "attention_warmup": is_one_of("blend", "temperature"),
     "attention_warmup_epochs": whole(0),
     "fresh_statistics": TRUE_OR_FALSE,

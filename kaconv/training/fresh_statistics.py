@@ -1,4 +1,4 @@
-"""A model with batch norm statistics taken anew, which tells a bad model from one with bad running statistics."""
+"""A model with batch norm statistics recomputed, which tells a bad model from one with bad running statistics."""
 
 import copy
 from collections.abc import Iterator

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from kaconv.training.config import Rule
-from kaconv.utils.checks import check_values
+from kaconv.utils.checks import Rule, check_values
 from kaconv.utils.files import replacing
 
 KEPT = 2

@@ -11,12 +11,12 @@ import yaml
 
 from kaconv.training.config import TrainConfig
 from kaconv.training.study import study_config
+from kaconv.utils.checks import MOST_SEED
 
 PLAIN_VARIANT = "plain"  # the only one where a spec names none
 SAVE_MINUTES = 2.0  # a killed study loses no more than that of each training
 GIVEN = ("model", "data", "out", "seed")  # fields of a config that do not belong into a recipe
 ALLOWED_FIELDS = tuple(item.name for item in fields(TrainConfig) if item.name not in GIVEN)
-MOST_SEED = 2**32 - 1  # as `TrainConfig` says
 SEEDS = f"whole numbers from 0 to {MOST_SEED}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

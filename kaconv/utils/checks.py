@@ -36,6 +36,7 @@ def is_one_of(*allowed: str) -> Rule:
 
 TRUE_OR_FALSE: Rule = ("true or false", lambda value: isinstance(value, bool))
 MOST_PICTURES, MOST_WORKERS = 2**20, 1024  # far above what is of use; beyond them torch fails in obscure ways
+MOST_SEED = 2**32 - 1  # NumPy's limit
 EVALUATION_RULES: dict[str, Rule] = {
     "batch_size": whole(1, MOST_PICTURES),
     "workers": whole(0, MOST_WORKERS),
