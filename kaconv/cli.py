@@ -131,6 +131,7 @@ LIST_EXAMPLES = """\
 examples:
   kaconv list
   kaconv list 'ka_resnet*'
+  kaconv list --weights
 """
 
 
@@ -138,16 +139,37 @@ def add_list_parser(subparsers: argparse._SubParsersAction) -> None:
     """`kaconv list`."""
     parser = add_command(subparsers, "list", run_list, "list the models by name", LIST_EXAMPLES)
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern of names (default: all)")
+    parser.add_argument(
+        "--weights", action="store_true", help="list the trained weights that come with the package instead"
+    )
 
 
 def run_list(args: argparse.Namespace) -> None:
     """Print the names, one on a line."""
     from kaconv import list_models
 
+    if args.weights:
+        return _list_weights(args.pattern)
     names = list_models(args.pattern)
     if not names:
         raise ValueError(f"no model matches {args.pattern!r}; there are {', '.join(list_models())}")
     print("\n".join(names))
+
+
+def _list_weights(pattern: str) -> None:
+    from kaconv.models.checkpoints import load_checkpoint
+    from kaconv.models.weights import list_weights, weights_path
+
+    names = list_weights(pattern)
+    if not names:
+        raise ValueError(f"no weights match {pattern!r}; there are {', '.join(list_weights()) or 'none'}")
+    width = max(map(len, names))
+    print(f"{'weights':{width}}  classes  image  top-1 error %     MB")
+    for name in names:
+        found, size = load_checkpoint(name), weights_path(name).stat().st_size / 1e6
+        error = found.info["test_error"]
+        image = found.preprocessing.image_size
+        print(f"{name:{width}}  {len(found.classes):7}  {image:5}  {error:13.1f}  {size:5.1f}")
 
 
 TRAIN_EXAMPLES = """\

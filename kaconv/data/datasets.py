@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.models._meta import _IMAGENET_CATEGORIES
+from torchvision.transforms.functional import pil_to_tensor
 
+from kaconv.data.photos import Photos
 from kaconv.data.pictures import load_rgb, load_tensor, load_upright
 from kaconv.data.preprocessing import CIFAR10, DIGITS, FAKE, FASHION_MNIST, IMAGENET, Preprocessing
 from kaconv.data.wnids import IMAGENET_WNIDS
@@ -59,9 +61,11 @@ def load_data(
 ) -> DataBundle:
     """Load a data set by its spec.
 
-    `digits` (scikit-learn's handwritten digits, needs no network); `fashion_mnist`, `cifar10` and `imagenette` (found
+    `digits` (scikit-learn's handwritten digits) and `photos` (32 photographs to look at, no train split) need no
+    network; `fashion_mnist`, `cifar10` and `imagenette` (found
     under `root`, else downloaded there); `imagenet:PATH` (train/ and val/, each with the 1000 wnid folders);
-    `folder:PATH` (train/ and val/ or test/, each with one folder per class); `fake` (noise, for trying out).
+    `folder:PATH` (train/ and val/ or test/, each with one folder per class); `cifar10_folder:PATH` (the same for
+    CIFAR-10 as image files, kept in memory and preprocessed as `cifar10` is); `fake` (noise, for trying out).
     A folder may lack train/: it is good for evaluation. Its pictures are upright, as `open_image` reads them;
     ImageNet's and Imagenette's stay as they are stored, as is usual for them.
 
@@ -213,6 +217,23 @@ def _imagenet(path: Path, preprocessing: Preprocessing) -> Splits:
     return train, test, list(_IMAGENET_CATEGORIES)  # sorted wnids are the usual order of the classes
 
 
+def _cifar10_folder(path: Path, preprocessing: Preprocessing) -> Splits:
+    train, test, classes = _folder(path, preprocessing)
+    if train is None:
+        raise FileNotFoundError(f"looked for train/ in {path.resolve()}, as CIFAR-10 has")
+    return _in_memory(_decoded(train), _decoded(test), classes, preprocessing)
+
+
+def _decoded(split: datasets.ImageFolder) -> tuple[Tensor, list[int]]:
+    images = [pil_to_tensor(load_upright(path)) for path, _ in split.samples]
+    for image, (path, _) in zip(images, split.samples, strict=True):
+        if image.shape != (3, 32, 32):
+            raise ValueError(
+                f"CIFAR-10's images are of 32 x 32 pixels, but {path} has {image.shape[2]} x {image.shape[1]}"
+            )
+    return torch.stack(images), split.targets
+
+
 def _split_folders(path: Path) -> tuple[Path | None, Path]:
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path.resolve()}")
@@ -244,6 +265,11 @@ def _image_folder(path: Path, transform: Callable, loader: Callable) -> datasets
         raise FileNotFoundError(f"{path.resolve()} must hold one folder of pictures per class: {error}") from None
 
 
+def _photos(root: Path, preprocessing: Preprocessing) -> Splits:
+    photos = Photos(preprocessing.eval_transform(), load_upright)
+    return None, photos, photos.classes
+
+
 def _fake(root: Path, preprocessing: Preprocessing) -> Splits:
     size = (3, preprocessing.resize, preprocessing.resize)
     train = datasets.FakeData(96, size, 10, preprocessing.train_transform())
@@ -256,13 +282,15 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more if names else "nothing"
 
 
-WITH_PATH = ("imagenet", "folder")
+WITH_PATH = ("imagenet", "folder", "cifar10_folder")
 SPECS: dict[str, tuple[Preprocessing, Callable[[Path, Preprocessing], Splits]]] = {
     "digits": (DIGITS, _digits),
+    "photos": (IMAGENET, _photos),
     "fashion_mnist": (FASHION_MNIST, _fashion_mnist),
     "cifar10": (CIFAR10, _cifar10),
     "imagenette": (IMAGENET, _imagenette),
     "imagenet": (IMAGENET, _imagenet),
     "folder": (IMAGENET, _folder),
+    "cifar10_folder": (CIFAR10, _cifar10_folder),
     "fake": (FAKE, _fake),
 }

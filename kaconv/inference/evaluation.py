@@ -21,6 +21,7 @@ from kaconv.data.datasets import load_data, parse_spec
 from kaconv.data.preprocessing import IMAGENET, Preprocessing
 from kaconv.data.unreadable import UNREADABLE, BrokenPictures, describe_sample, tolerant
 from kaconv.models.checkpoints import load_checkpoint
+from kaconv.models.weights import weights_path
 from kaconv.utils.checks import EVALUATION_RULES, check_values, file_in_the_way
 from kaconv.utils.files import write_text
 from kaconv.utils.modes import evaluating
@@ -72,7 +73,8 @@ def evaluate(
     top-5 error is 0. Several processes share the samples, each taking a run of them, and all return the whole result.
 
     Args:
-        dataset: yields (3 x H x W tensor, int label).
+        dataset: yields (3 x H x W tensor, int label). A label that the model has no output for is never right, and the
+            loss leaves it out.
         batch_size: samples at a time in each process.
         accelerator: that of a running training.
         max_broken: how many pictures, over all processes, may be unreadable. They are named in the log and in
@@ -132,10 +134,11 @@ def _evaluation(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tenso
         raise FloatingPointError(f"the model's outputs are not finite for {broken} of {n} samples")
     ranked = logits.topk(min(5, classes)).indices
     right = ranked == labels[:, None]
+    known = labels < classes
     return Evaluation(
         top1_error=100 * (n - int(right[:, 0].sum())) / n,
         top5_error=100 * (n - int(right.sum())) / n,
-        loss=F.cross_entropy(logits.double(), labels).item(),
+        loss=F.cross_entropy(logits[known].double(), labels[known]).item(),
         n=n,
         labels=labels.numpy(),
         predictions=ranked[:, 0].numpy(),
@@ -184,7 +187,7 @@ def evaluate_checkpoint(
     evaluation = evaluate(model, data.test, **numbers, progress=progress, accelerator=accelerator)
     if details is not None and accelerator.is_main_process:
         write_details(Path(details), evaluation, data.classes, data.test)
-    with open(path, "rb") as file:
+    with weights_path(path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "model": checkpoint.name,

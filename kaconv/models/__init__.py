@@ -2,5 +2,6 @@
 
 from kaconv.models.factory import create_model
 from kaconv.models.registry import list_models
+from kaconv.models.weights import list_weights, model_card
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "list_models", "list_weights", "model_card"]

@@ -16,6 +16,7 @@ from torch import nn
 from kaconv.data.preprocessing import Preprocessing
 from kaconv.models.build import build_model
 from kaconv.models.registry import check_name
+from kaconv.models.weights import list_weights, weights_path
 from kaconv.utils.files import replacing
 
 CHECKSUM = "sha256"  # among the metadata
@@ -50,6 +51,7 @@ def save_checkpoint(
     classes: list[str],
     preprocessing: Preprocessing,
     info: dict | None = None,
+    half: bool = False,
 ) -> None:
     """Write a model's weights and buffers to a safetensors file, in one step, with a checksum.
 
@@ -57,6 +59,8 @@ def save_checkpoint(
         name: what `create_model` builds this model from.
         classes: one name per output of the model.
         info: further JSON-able facts, such as the epoch and the errors; the versions of kaconv and torch are added.
+        half: store kernels and matrices as float16, in half of the room; norms and biases stay as they are, and a
+            loaded model computes in float32 as ever.
     """
     metadata = {
         "name": name,
@@ -65,6 +69,8 @@ def save_checkpoint(
         "info": {**(info or {}), "versions": {package: version(package) for package in ("kaconv", "torch")}},
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if half:
+        tensors = {key: value.half() if value.dim() > 1 else value for key, value in tensors.items()}
     metadata[CHECKSUM] = _checksum(metadata, tensors)
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
@@ -72,6 +78,9 @@ def save_checkpoint(
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read what `save_checkpoint` wrote; files without a checksum, from elsewhere, are taken as they are.
+
+    Args:
+        path: of the file, or the name of weights that come with the package (see `list_weights`).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -140,8 +149,9 @@ def _facts(metadata: object) -> _Facts:
 
 
 def _read(path: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
+    path = weights_path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path.resolve()}")
+        raise FileNotFoundError(f"there is no checkpoint {path.resolve()}{_packaged(path)}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
@@ -160,6 +170,11 @@ def _read(path: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
     if damaged:
         raise ValueError(f"{path}: damaged: its weights or its metadata are not those of its checksum")
     return facts, tensors
+
+
+def _packaged(path: Path) -> str:
+    """Names of weights of the package, where a path without a folder may have been meant as one."""
+    return f", and the package's weights are {', '.join(list_weights())}" if path.parent == Path() else ""
 
 
 def _checksum(metadata: dict, tensors: dict[str, torch.Tensor]) -> str:

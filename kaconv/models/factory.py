@@ -15,6 +15,7 @@ from torch import nn
 from kaconv.models.build import build_model
 from kaconv.models.checkpoints import load_weights
 from kaconv.models.registry import check_name
+from kaconv.models.weights import list_weights, weights_of
 
 _TORCHVISION_WEIGHTS = {
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
@@ -36,7 +37,8 @@ def create_model(
     Args:
         name: one of `list_models()`.
         num_classes: if not given, that of the weights, else 1000.
-        weights: the path of a kaconv checkpoint of this model; or "torchvision" for the plain ImageNet models that
+        weights: the path of a kaconv checkpoint of this model; the tag of weights that come with the package, such as
+            "imagenette" (see `list_weights`); or "torchvision" for the plain ImageNet models that
             torchvision has weights of. These are its IMAGENET1K_V1 ones: they come from the classic recipe (random
             crops and flips), as the paper's baselines do, while V2's is longer and stronger, and its ResNets' errors
             are about 4 percentage points lower. They are downloaded to PyTorch's cache the first time.
@@ -54,7 +56,7 @@ def create_model(
         raise ValueError(f"weights must be a path or 'torchvision'; got {weights!r}")
     if weights is not None and weights != "torchvision":
         check_name(name)
-        return load_weights(weights, name, num_classes, **kaconv_options)
+        return load_weights(_weights_file(name, weights), name, num_classes, **kaconv_options)
     if weights == "torchvision":
         check_name(name)
         _check_torchvision_has(name, num_classes)
@@ -62,6 +64,21 @@ def create_model(
     if weights == "torchvision":
         _load_torchvision_weights(model, name)
     return model
+
+
+def _weights_file(name: str, weights: str | Path) -> Path:
+    """The file that is meant by a path or a tag; FileNotFoundError for what can only be a tag, and is none."""
+    path = Path(weights)
+    if path.exists():
+        return path
+    if packaged := weights_of(name, str(weights)):
+        return packaged
+    if path.suffix or path.parent != Path():
+        return path
+    tags = [*(found.removeprefix(f"{name}.") for found in list_weights(f"{name}.*"))]
+    tags += ["torchvision"] if name in _TORCHVISION_WEIGHTS else []
+    known = f"it has {', '.join(tags)}" if tags else "it has none"
+    raise FileNotFoundError(f"there is no file {path.resolve()} and no weights {str(weights)!r} of {name}; {known}")
 
 
 def _check_torchvision_has(name: str, num_classes: int | None) -> None:
