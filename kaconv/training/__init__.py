@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kaconv.training.recipes import load_recipe
     from kaconv.training.run import Run
     from kaconv.training.study import compare, learning_curves, study_config, summarise, train_study
+    from kaconv.training.study_results import read_study_results
     from kaconv.training.trainer import fit
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "launch",
     "learning_curves",
     "load_recipe",
+    "read_study_results",
     "study_config",
     "summarise",
     "train_study",
@@ -29,6 +31,7 @@ _MODULES = {
     "Run": "run",
     "launch": "processes",
     "load_recipe": "recipes",
+    "read_study_results": "study_results",
     "compare": "study",
     "learning_curves": "study",
     "study_config": "study",

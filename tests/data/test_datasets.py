@@ -14,7 +14,7 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from kaconv.data.datasets import load_data
 from kaconv.data.pictures import load_rgb, load_upright, open_image
-from kaconv.data.preprocessing import IMAGENET, Preprocessing
+from kaconv.data.preprocessing import CIFAR10, IMAGENET, Preprocessing
 from kaconv.data.unreadable import UNREADABLE, UnreadablePicture, describe_sample, tolerant
 from kaconv.data.wnids import IMAGENET_WNIDS
 
@@ -451,3 +451,18 @@ def test_fashion_mnist_as_torchvision_lays_it_out(tmp_path):
     black = (0 - torch.tensor(data.preprocessing.mean)) / torch.tensor(data.preprocessing.std)
     torch.testing.assert_close(image[:, :2].amax((1, 2)), black)  # two rows of border
     assert (image[:, 2:30, 2:30] > black.view(3, 1, 1)).any()
+
+
+def test_cifar10_as_image_files_is_prepared_as_cifar10_is(tmp_path):
+    for split in ("train", "val"):
+        write_pictures(tmp_path / split, ("airplane", "cat"), size=(32, 32))
+    data = load_data(f"cifar10_folder:{tmp_path}")
+    assert data.preprocessing == load_data("cifar10_folder:" + str(tmp_path)).preprocessing == CIFAR10
+    assert data.classes == ["airplane", "cat"]
+    image, label = data.test[3]
+    assert label == 1
+    torch.testing.assert_close(data.preprocessing.denormalise(image)[:, 0, 0] * 255, torch.tensor([60.0, 20, 0]))
+    write_pictures(tmp_path / "train", ("dog",), size=(40, 32))
+    write_pictures(tmp_path / "val", ("dog",), size=(32, 32))
+    with pytest.raises(ValueError, match=r"of 32 x 32 pixels; .*dog.* has 40 x 32$"):
+        load_data(f"cifar10_folder:{tmp_path}")

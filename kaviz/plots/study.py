@@ -1,0 +1,161 @@
+"""Results of `kaconv study`: test errors by seed and their paired differences, as a figure and as a table."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from kaconv.paper.published import TABLE
+from kaviz.style import VARIANT_COLORS, VARIANT_MARKERS, WIDTH, variant_of
+
+Row = Mapping[str, Any]
+
+PLAIN_VARIANT = "plain"
+NOT_RUN = "not run"
+
+
+def study_frame(results: Mapping[str, Any]) -> pd.DataFrame:
+    """A line per model and variant of a study: its test errors beside those that the paper gives for ImageNet.
+
+    Args:
+        results: what `kaconv.training.read_study_results` returns.
+
+    Returns:
+        Text columns, indexed by model and variant: seeds (finished of planned), top-1 error (mean over seeds and its
+        95 % interval), top-5 error, top-1 error with fresh batch-norm statistics, all in percent; the difference from
+        the study's first model, in percentage points; parameters; training speed relative to the first model's; and
+        top-1 error on ImageNet, as published.
+    """
+    differences = {_place(row): row for row in results["differences"]}
+    summary = {_place(row): row for row in results["summary"]}
+    published = {row.model: f"{row.top1_error:.2f}" for row in TABLE}
+    first = next((row for row in results["summary"] if row["model"] == results["study"]["models"][0]), None)
+    speed = first["images_per_second"] if first else None
+    lines = {}
+    for place in dict.fromkeys(_place(row) for row in results["runs"]):
+        runs = [row for row in results["runs"] if _place(row) == place]
+        done = [row["last"] for row in runs if row["state"] != NOT_RUN]
+        row, difference = summary.get(place), differences.get(place)
+        lines[_title(*place)] = {
+            "seeds": f"{len(done)} of {len(runs)}",
+            "top-1 error (%)": _with_interval(row["test_error"], row["test_error_interval"]) if row else NOT_RUN,
+            "top-5 error (%)": _mean(done, "test_top5_error"),
+            "top-1, fresh statistics (%)": _mean(done, "test_error_fresh_statistics"),
+            "difference (points)": _with_interval(difference["difference"], difference["difference_interval"], "+")
+            if difference
+            else "",
+            "parameters (M)": f"{row['params'] / 1e6:.2f}" if row else "",
+            "training speed (×)": f"{row['images_per_second'] / first['images_per_second']:.2f}"
+            if row and first
+            else "",
+            "ImageNet top-1 error, paper (%)": published.get(place[0], ""),
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def plot_study(results: Mapping[str, Any]) -> Figure:
+    """Test errors of a study's models, a mark per seed, and their differences from the first model, paired by seed.
+
+    In both panels a thick bar is the 95 % interval over seeds, absent for a single seed. The hatched band on the right
+    is what these seeds could not have shown: a true difference as large as its edge would have been found four times
+    in five.
+
+    Args:
+        results: what `kaconv.training.read_study_results` returns.
+
+    Raises:
+        ValueError: if no training has finished.
+    """
+    rows = sorted(results["summary"], key=lambda row: _order(results, row))
+    if not rows:
+        raise ValueError("no training of the study has finished, so there is nothing to draw")
+    figure = Figure(figsize=(WIDTH, 0.55 * len(rows) + 1.7), layout="constrained")
+    errors, differences = figure.subplots(1, 2, sharey=True)
+    found = {_place(row): row for row in results["differences"]}
+    for place, row in enumerate(rows):
+        color, marker = _look(row)
+        _draw(errors, place, row["test_errors"], row["test_error"], row["test_error_interval"], color, marker)
+        if difference := found.get(_place(row)):
+            values, interval = difference["differences"], difference["difference_interval"]
+            if detectable := difference["detectable_difference"]:
+                band = {"facecolor": "none", "edgecolor": "0.75", "hatch": "////", "linewidth": 0}
+                differences.barh(place, 2 * detectable, 0.7, -detectable, **band)
+            _draw(differences, place, values, difference["difference"], interval, color, marker)
+    errors.set_yticks(range(len(rows)), [_title(*_place(row)) for row in rows])
+    errors.set_ylim(len(rows) - 0.5, -0.5)
+    errors.set_xlabel("top-1 test error (%)")
+    errors.set_title("Test error")
+    baseline = results["study"]["models"][0]
+    differences.axvline(0, color="0.4", linewidth=1)
+    differences.set_xlabel(f"minus {baseline}\n(percentage points, negative is better)")
+    differences.set_title("Difference, paired by seed")
+    differences.tick_params(left=False)
+    for axes in (errors, differences):
+        axes.grid(axis="x", color="0.92")
+        axes.set_axisbelow(True)
+        axes.margins(x=0.12)
+    _add_legend(figure, results)
+    return figure
+
+
+def _draw(
+    axes: Axes,
+    place: int,
+    values: Sequence[float],
+    centre: float,
+    interval: Sequence[float] | None,
+    color: str,
+    marker: str,
+) -> None:
+    if interval is not None:
+        axes.plot(interval, [place] * 2, color=color, linewidth=8, alpha=0.3, solid_capstyle="butt")
+    apart = 0.1 * (np.arange(len(values)) - (len(values) - 1) / 2)  # seeds with the same value show as several
+    axes.plot(values, place + apart, marker, color=color, markersize=6, markerfacecolor="white")
+    axes.plot([centre], [place], "|", color=color, markersize=18, markeredgewidth=2.5)
+
+
+def _add_legend(figure: Figure, results: Mapping[str, Any]) -> None:
+    handles = [
+        Line2D([], [], linestyle="none", marker="o", color="0.35", markerfacecolor="white", label="one seed"),
+        Line2D([], [], linestyle="none", marker="|", color="0.35", markersize=12, markeredgewidth=2.5, label="mean"),
+    ]
+    if any(row["test_error_interval"] for row in results["summary"]):
+        handles.append(Line2D([], [], color="0.35", linewidth=8, alpha=0.3, label="95 % interval over seeds"))
+    if any(row["detectable_difference"] for row in results["differences"]):
+        label = "too small for these seeds (80 % power)"
+        handles.append(Patch(facecolor="none", edgecolor="0.75", hatch="////", linewidth=0, label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="small")
+
+
+def _order(results: Mapping[str, Any], row: Row) -> tuple[int, int]:
+    study = results["study"]
+    return study["models"].index(row["model"]), list(study["variants"]).index(row["variant"])
+
+
+def _look(row: Row) -> tuple[str, str]:
+    variant = variant_of(row["model"])
+    return VARIANT_COLORS[variant], VARIANT_MARKERS[variant]
+
+
+def _place(row: Row) -> tuple[str, str]:
+    return row["model"], row["variant"]
+
+
+def _title(model: str, variant: str) -> str:
+    return model if variant == PLAIN_VARIANT else f"{model}, {variant}"
+
+
+def _mean(runs: Sequence[Row], name: str) -> str:
+    values = [run[name] for run in runs if run.get(name) is not None]
+    return f"{mean(values):.1f}" if values else NOT_RUN
+
+
+def _with_interval(value: float, interval: Sequence[float] | None, sign: str = "") -> str:
+    spread = "single seed" if interval is None else " to ".join(f"{end:{sign}.1f}" for end in interval)
+    return f"{value:{sign}.1f} ({spread})"
