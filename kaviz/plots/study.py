@@ -51,12 +51,35 @@ def study_frame(results: Mapping[str, Any]) -> pd.DataFrame:
             if difference
             else "",
             "parameters (M)": f"{row['params'] / 1e6:.2f}" if row else "",
-            "training speed (×)": f"{row['images_per_second'] / first['images_per_second']:.2f}"
-            if row and first
-            else "",
+            "training speed (×)": f"{row['images_per_second'] / speed:.2f}" if row and speed else "",
             "ImageNet top-1 error, paper (%)": published.get(place[0], ""),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def study_findings(results: Mapping[str, Any]) -> list[str]:
+    """A sentence for each comparison of a study, negative results included, and one for what has not been run."""
+    baseline = results["study"]["models"][0]
+    notes = [_finding(row, baseline) for row in results["differences"]]
+    missing = sum(row["state"] == NOT_RUN for row in results["runs"])
+    if missing:
+        notes.append(f"{missing} of {len(results['runs'])} trainings have not been run.")
+    return notes
+
+
+def _finding(row: Row, baseline: str) -> str:
+    name, difference, interval = _title(*_place(row)), row["difference"], row["difference_interval"]
+    size = f"{abs(difference):.1f} points {'lower' if difference < 0 else 'higher'}"
+    if interval is None:
+        return f"{name} has an error {size} than {baseline}, from a single seed, which tells nothing about others."
+    spread = f"95 % interval {interval[0]:+.1f} to {interval[1]:+.1f} over {len(row['seeds'])} seeds"
+    if interval[0] <= 0 <= interval[1]:
+        detectable = row["detectable_difference"]
+        return (
+            f"{name} and {baseline} cannot be told apart ({difference:+.1f} points; {spread}); "
+            f"a difference of {detectable:.1f} would have been seen with a power of 80 %."
+        )
+    return f"{name} has an error {size} than {baseline} ({spread})."
 
 
 def plot_study(results: Mapping[str, Any]) -> Figure:

@@ -4,7 +4,7 @@ import pytest
 
 from kaconv.training.study_results import merge_results
 from kaconv.training.study_spec import parse_study
-from kaviz.plots import plot_study, study_frame
+from kaviz.plots import plot_study, study_findings, study_frame
 
 MODELS = ["mobilenetv2_050", "ka_mobilenetv2_050_l", "ka_mobilenetv2_050_h"]
 SPEC = parse_study(
@@ -72,3 +72,12 @@ def test_nothing_is_drawn_of_a_study_without_results(results):
     empty = copy.deepcopy(results) | {"summary": [], "differences": []}
     with pytest.raises(ValueError, match="no training of the study has finished"):
         plot_study(empty)
+
+
+def test_the_findings_claim_no_more_than_the_seeds_say(results):
+    large, warm, missing = study_findings(results)
+    assert large.startswith(f"{MODELS[1]} has an error 1.5 points lower than {MODELS[0]} (95 % interval -2.7 to -0.3")
+    assert "from a single seed, which tells nothing about others" in warm
+    assert missing == "5 of 12 trainings have not been run."
+    results["differences"][0] |= {"difference": -0.2, "difference_interval": (-1.0, 0.6)}
+    assert "cannot be told apart (-0.2 points" in study_findings(results)[0]
