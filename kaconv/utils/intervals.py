@@ -47,3 +47,15 @@ def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
     centre = (more - fewer) / n
     half = z * np.sqrt(more + fewer - (more - fewer) ** 2 / n) / n
     return float(100 * max(centre - half, -1)), float(100 * min(centre + half, 1))
+
+
+def no_better_than_chance(correct: int, total: int, classes: int) -> bool:
+    """Test errors against guessing: True where guessing gets as many right in more than 5 % of all cases.
+
+    The exact binomial test, one-sided.
+
+    Args:
+        correct: of `total` samples.
+        classes: guessed among, all alike.
+    """
+    return bool(stats.binom.sf(correct - 1, total, 1 / classes) > 1 - CONFIDENCE)
