@@ -12,6 +12,7 @@ from kaviz.reports.notebook import (
     project_root,
     report_folder,
     save_metrics,
+    significant_digits,
     skip_section,
     without_effect,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "project_root",
     "report_folder",
     "save_metrics",
+    "significant_digits",
     "skip_section",
     "without_effect",
 ]

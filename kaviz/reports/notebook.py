@@ -6,16 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from IPython.display import Markdown, display
 
 from kaconv.utils.files import write_json
 from kaconv.utils.intervals import no_better_than_chance
-
-if TYPE_CHECKING:
-    from kaconv.inference import Evaluation
 
 PROJECT_MARK = ".kaviz-project"  # in a folder that `kaviz notebooks` made, which has no pyproject.toml
 SKIPPED = {"kaviz": {"skipped": True}}  # the metadata of an output that says that its section does not apply
@@ -94,13 +90,18 @@ def announce(seconds: float, work: str) -> None:
         print(f"About {seconds / 60:.0f} min: {work}" if seconds >= 90 else f"About {seconds:.0f} s: {work}", flush=True)
 
 
-def chance_warning(name: str, result: "Evaluation", classes: int) -> Markdown | None:
-    """A sentence on a network whose errors are those of guessing, else None; a notebook then claims nothing of it."""
-    correct = round(result.n * (1 - result.top1_error / 100))
-    if not no_better_than_chance(correct, result.n, classes):
+def chance_warning(name: str, error: float, images: int, classes: int) -> Markdown | None:
+    """A sentence on a network whose errors are those of guessing, else None; a notebook then claims nothing of it.
+
+    Args:
+        error: the network's, in percent.
+        images: how many it was measured on.
+    """
+    correct = round(images * (1 - error / 100))
+    if not no_better_than_chance(correct, images, classes):
         return None
     return Markdown(
-        f"**{name} is no better than chance on these images:** {correct} of {result.n} right, with {classes} classes. "
+        f"**{name} is no better than chance on these images:** {correct} of {images} right, with {classes} classes. "
         "The figures below show what such a network looks like; nothing is claimed from them."
     )
 

@@ -1,9 +1,12 @@
 """What a page admits: allow-lists for all that a notebook or a spec brings, and the page's Content-Security-Policy."""
 
 import re
+from collections.abc import Iterable
 
 import nh3
 from bs4 import BeautifulSoup
+from bs4.element import Tag
+from soupsieve import SelectorSyntaxError
 
 _TAGS = set(
     "a abbr b blockquote br caption center cite code col colgroup dd del details dfn div dl dt em figcaption figure "
@@ -66,17 +69,27 @@ def sanitise(html: str, id_prefix: str = "") -> str:
 
 
 def _inline_styles(html: str) -> str:
-    """Move rules by id, as pandas' Styler writes them into a <style>, to the elements that they are for."""
+    """Move rules for parts of one element, as pandas' Styler writes them into a <style>, to what they are for."""
     if "<style" not in html:
         return html
     soup = BeautifulSoup(html, "html.parser")
     for sheet in soup.find_all("style"):
         for selectors, declarations in _RULE.findall(sheet.get_text()):
-            for identifier in re.findall(r"#([\w-]+)\s*(?:,|$)", selectors.strip()):
-                if element := soup.find(id=identifier):
-                    element["style"] = "; ".join(filter(None, (element.get("style"), " ".join(declarations.split()))))
+            for selector in (part.strip() for part in selectors.split(",")):
+                for element in _selected(soup, selector):
+                    before = str(element.get("style", "")).strip().rstrip(";")
+                    element["style"] = "; ".join(filter(None, (before, " ".join(declarations.split()))))
         sheet.decompose()
     return str(soup)
+
+
+def _selected(soup: BeautifulSoup, selector: str) -> Iterable[Tag]:
+    if not selector.startswith("#"):
+        return []  # rules for all of a page would undo the page's own
+    try:
+        return soup.select(selector)
+    except (SelectorSyntaxError, NotImplementedError):
+        return []
 
 
 def content_security_policy(*script_hashes: str) -> str:
