@@ -17,7 +17,9 @@ class BuildWithNotebooks(build_py):
         super().run()
         if self.editable_mode:  # the source tree has them
             return
-        patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["kaviz"]["project-files"]
+        patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["kaviz"][
+            "project-files"
+        ]
         target = Path(self.build_lib, "kaviz", "reports", "project_files")
         shutil.rmtree(target, ignore_errors=True)
         for source in (path for pattern in patterns for path in ROOT.glob(pattern)):

@@ -29,9 +29,10 @@ A spec is a YAML file:
         epochs: 1
 
 The project folder is the one above the spec, else above the current folder, that holds a pyproject.toml or was made by
-`kaviz notebooks`; else the spec's own. The same notebook may appear again under another name. Everything is checked before anything runs; a notebook that
-fails leaves its traceback on its page, and the others run. Each runs in the project folder, with KAVIZ_OUT set to
-the folder that holds its page, its executed notebook and its metrics.json. DIR must be new, empty or an earlier report.
+`kaviz notebooks`; else the spec's own. The same notebook may appear again under another name. Everything is checked
+before anything runs; a notebook that fails leaves its traceback on its page, and the others run. Each runs in the
+project folder, with KAVIZ_OUT set to the folder that holds its page, its executed notebook and its metrics.json. DIR
+must be new, empty or an earlier report.
 
 Exit status: 0 if all went well, 1 if a notebook failed or ran out of time, 2 if the spec or the command is wrong.
 """

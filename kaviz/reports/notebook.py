@@ -1,4 +1,4 @@
-"""What a notebook needs of its report: where it works, a folder for files, a place for figures of merit, and wording."""
+"""What a notebook needs of its report: where it works, places for files and figures of merit, and wording."""
 
 import json
 import math
@@ -32,7 +32,9 @@ def find_project(start: str | Path = ".") -> Path | None:
     """The nearest folder from `start` upwards that holds a pyproject.toml or was laid down by `kaviz notebooks`."""
     folder = Path(start).resolve()
     marks = ("pyproject.toml", PROJECT_MARK)
-    return next((parent for parent in (folder, *folder.parents) if any((parent / mark).exists() for mark in marks)), None)
+    return next(
+        (parent for parent in (folder, *folder.parents) if any((parent / mark).exists() for mark in marks)), None
+    )
 
 
 def project_root(start: str | Path = ".") -> Path:
@@ -87,7 +89,9 @@ def skip_section(reason: str) -> None:
 def announce(seconds: float, work: str) -> None:
     """Say before a long cell how long it will take: "About 3 min: 16 passes over 599 images"; nothing below 5 s."""
     if seconds >= 5:
-        print(f"About {seconds / 60:.0f} min: {work}" if seconds >= 90 else f"About {seconds:.0f} s: {work}", flush=True)
+        print(
+            f"About {seconds / 60:.0f} min: {work}" if seconds >= 90 else f"About {seconds:.0f} s: {work}", flush=True
+        )
 
 
 def chance_warning(name: str, error: float, images: int, classes: int) -> Markdown | None:
@@ -107,7 +111,7 @@ def chance_warning(name: str, error: float, images: int, classes: int) -> Markdo
 
 
 def by_depth(values: Mapping[str, float], form: str = "{:.2f}") -> str:
-    """A quantity from the first layer to the last: as a chain of a few, of many the first, the last and the extremes."""
+    """A quantity from the first layer to the last: a chain of a few; of many the first, the last and the extremes."""
     said = {name: form.format(value) for name, value in values.items()}
     names = list(said)
     if len(names) <= _LONGEST_CHAIN:

@@ -8,11 +8,14 @@ from bs4 import BeautifulSoup
 from bs4.element import Tag
 from soupsieve import SelectorSyntaxError
 
-_TAGS = set(
-    "a abbr b blockquote br caption center cite code col colgroup dd del details dfn div dl dt em figcaption figure "
-    "h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q s samp section small span strike strong sub summary sup "
-    "table tbody td tfoot th thead tr u ul var wbr".split()
-)
+# fmt: off
+_TAGS = {
+    "a", "abbr", "b", "blockquote", "br", "caption", "center", "cite", "code", "col", "colgroup", "dd", "del",
+    "details", "dfn", "div", "dl", "dt", "em", "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i",
+    "img", "ins", "kbd", "li", "mark", "ol", "p", "pre", "q", "s", "samp", "section", "small", "span", "strike",
+    "strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "u", "ul", "var", "wbr",
+}
+# fmt: on
 _ATTRIBUTES = {
     "*": {"aria-label", "class", "dir", "id", "lang", "role", "style", "title"},
     "a": {"href"},
@@ -22,14 +25,17 @@ _ATTRIBUTES = {
     "td": {"align", "colspan", "rowspan"},
     "th": {"align", "colspan", "rowspan", "scope"},
 }
+# fmt: off
 # None of them takes a url() or moves a thing out of its place on the page.
-_STYLES = set(
-    "background-color border border-bottom border-collapse border-left border-radius border-right border-top "
-    "caption-side color display flex flex-wrap font-family font-size font-style font-variant-numeric font-weight gap "
-    "height line-height margin margin-bottom margin-left margin-right margin-top max-height max-width min-width "
-    "opacity padding padding-bottom padding-left padding-right padding-top text-align text-decoration "
-    "text-transform vertical-align white-space width".split()
-)
+_STYLES = {
+    "background-color", "border", "border-bottom", "border-collapse", "border-left", "border-radius", "border-right",
+    "border-top", "caption-side", "color", "display", "flex", "flex-wrap", "font-family", "font-size", "font-style",
+    "font-variant-numeric", "font-weight", "gap", "height", "line-height", "margin", "margin-bottom", "margin-left",
+    "margin-right", "margin-top", "max-height", "max-width", "min-width", "opacity", "padding", "padding-bottom",
+    "padding-left", "padding-right", "padding-top", "text-align", "text-decoration", "text-transform",
+    "vertical-align", "white-space", "width",
+}
+# fmt: on
 # What is written within these is no text of theirs; of all other unknown tags the text stays.
 _GONE_WITH_CONTENT = {"audio", "iframe", "math", "noscript", "object", "script", "style", "svg", "template", "video"}
 IMAGE_SOURCE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]*")

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import math
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches

@@ -118,7 +118,10 @@ def test_a_wrong_parameter_is_refused(study, parameters, said):
         ("entries: [{notebook: train, parameters: {epochs: %s}}]" % ("[" * 90 + "]" * 90), "a list, where"),
         ("entries: &all [*all]", "more than 10,000 values"),
         ("entries: &all {notebook: train, parameters: *all}", "more than 10,000 values"),
-        ("\n".join(["a: &a0 [x, x]", *(f"{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))]), "10,000"),
+        (
+            "\n".join(["a: &a0 [x, x]", *(f"{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))]),
+            "10,000",
+        ),
         ("entries: [train]", "must be a mapping with a notebook"),
     ],
 )
