@@ -105,6 +105,7 @@ def everything(wheel, tmp_path_factory):
     run_uv("pip", "install", "--no-deps", wheel, environment=venv)
     (site,) = venv.glob("lib/python*/site-packages")
     (site / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # but not its editable kaconv
+    (venv / "share").symlink_to(Path(sys.prefix, "share"))  # nbconvert's templates
     return venv / "bin"
 
 
