@@ -43,9 +43,9 @@ def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
         more: pictures that count for the first share only.
         fewer: pictures that count for the second share only.
     """
-    z, n, more, fewer = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
-    centre = (more - fewer) / n
-    half = z * np.sqrt(more + fewer - (more - fewer) ** 2 / n) / n
+    z, total, ups, downs = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
+    centre = (ups - downs) / total
+    half = z * np.sqrt(ups + downs - (ups - downs) ** 2 / total) / total
     return float(100 * max(centre - half, -1)), float(100 * min(centre + half, 1))
 
 

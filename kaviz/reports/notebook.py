@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown, display
@@ -147,7 +148,7 @@ def format_value(value: object, digits: int = 4) -> str:
     return str(value)
 
 
-def _plain(name: str, value: object) -> float | int | str | bool | None:
+def _plain(name: str, value: Any) -> float | int | str | bool | None:
     if getattr(value, "ndim", None) == 0:
         value = value.item()
     if not isinstance(value, (int, float, str)):

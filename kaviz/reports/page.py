@@ -167,9 +167,9 @@ def notebook_html(
             element.replace_with(f"[{element.get('alt') or 'image'}]")
         elif problem := _damage(source):
             cell = element.find_parent(id=re.compile("^cell-id="))
-            problems.append(f"cell {places.get(cell['id'] if cell else '', '?')} of {name}: an image {problem}")
+            problems.append(f"cell {places.get(str(cell['id']) if cell else '', '?')} of {name}: an image {problem}")
             element.replace_with(_placeholder(soup, problems[-1]))
-        elif "tex" not in element.get("class", []):
+        elif "tex" not in (element.get("class") or ""):
             figure += 1
             if str(element.get("alt", "No description")).startswith("No description"):
                 element["alt"] = f"Figure {figure}, in “{heading}”" if heading else f"Figure {figure}"

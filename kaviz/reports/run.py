@@ -10,6 +10,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
@@ -61,7 +62,7 @@ def run_entry(entry: Entry, spec: Spec, out: Path) -> Page:
     draft.mkdir()
     executed = draft / entry.notebook.name
     outcome = execute(entry, spec.root, executed)
-    facts = {"name": entry.name, "notebook": entry.notebook.name}
+    facts: dict[str, Any] = {"name": entry.name, "notebook": entry.notebook.name}
     try:
         notes = read_notes(draft)
         page = write_page(draft, executed, entry, spec, outcome, notes)

@@ -206,17 +206,18 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     """
     declared = {}
     for statement in ast.parse(source).body:
+        targets: list[ast.expr]
         if isinstance(statement, ast.Assign):
-            targets, annotation = statement.targets, None
+            targets, annotation, value = statement.targets, None, statement.value
         elif isinstance(statement, ast.AnnAssign) and statement.value:
-            targets, annotation = [statement.target], ast.unparse(statement.annotation)
+            targets, annotation, value = [statement.target], ast.unparse(statement.annotation), statement.value
         else:
             continue
         try:
-            default = ast.literal_eval(statement.value)
+            default = ast.literal_eval(value)
             inferred = None if default is None else type(default).__name__
         except (ValueError, TypeError):  # an expression: known only once the notebook runs
-            default, inferred = ast.unparse(statement.value), None
+            default, inferred = ast.unparse(value), None
         names = re.split(r"\s*\|\s*", annotation.strip("'\"")) if annotation else [inferred]
         types = frozenset(name.split("[")[0] for name in names if name)
         for target in targets:
@@ -240,9 +241,9 @@ def _mismatch(value: object, parameter: Parameter) -> str | None:
             hint = " (YAML takes 1e-3 for text: write 1.0e-3)"
         return f"a {_type_name(value)}, where the notebook expects {expected}{hint}"
     if isinstance(value, list) and isinstance(parameter.default, (list, tuple)) and parameter.default:
-        expected = {_type_name(item) for item in parameter.default}
-        if wrong := [item for item in value if not _fits(item, expected)]:
-            return f"whose item {_shown(wrong[0])} is a {_type_name(wrong[0])}, not {' or '.join(sorted(expected))}"
+        kinds = {_type_name(item) for item in parameter.default}
+        if wrong := [item for item in value if not _fits(item, kinds)]:
+            return f"whose item {_shown(wrong[0])} is a {_type_name(wrong[0])}, not {' or '.join(sorted(kinds))}"
     return None
 
 
