@@ -45,7 +45,10 @@ def set_style() -> None:
 
 
 def describe(figure: Figure) -> str:
-    """A figure in words, for those who do not see it: its titles, and what its axes and colour bars show."""
+    """A figure in words, for those who do not see it: its titles, and what its axes and colour bars show.
+
+    Empty where none of them has a text.
+    """
     title = figure.get_suptitle()
     panels, labels = [], []
     for axes in figure.get_axes():
@@ -58,11 +61,11 @@ def describe(figure: Figure) -> str:
         if (found := [" ".join(text.split()) for text in dict.fromkeys(texts) if text.strip()])
         and (some := found[:_MOST_DESCRIBED])
     ]
-    return "; ".join(said).replace("$", "") or "Figure without a title"
+    return "; ".join(said).replace("$", "")
 
 
 def _print_description(figure: Figure, printer: Any, cycle: bool) -> None:
-    printer.text(describe(figure))
+    printer.text(describe(figure) or repr(figure))
 
 
 def variant_of(model_name: str) -> str:

@@ -297,6 +297,7 @@ def test_a_figure_is_described_in_words():
     right.set_ylabel("test error (%)")
     said = describe(figure)
     assert said == "Learning A_p curves; panels: loss; axes and scales: epoch, test error (%)"
+    assert describe(Figure()) == ""
     outputs = shown(image_png=picture("red"), text_plain=said) + shown(
         image_png=picture("red"), text_plain="<Figure size 640x480 with 1 Axes>"
     )
