@@ -89,7 +89,7 @@ def _notebooks(folder: str) -> int:
 
     written = lay_down(Path(folder))
     print(f"{len(written)} files written to {folder}" if written else f"{folder} holds all files already")
-    print(f"Next: cd {shlex.quote(folder)} && kaviz report        (all notebooks, about ten minutes on two CPU cores)")
+    print(f"Next: cd {shlex.quote(folder)} && kaviz report")
     print(f"  or: cd {shlex.quote(folder)} && jupyter lab notebooks")
     return 0
 
