@@ -34,7 +34,7 @@ test-ui: .venv/.ready  ## test the notebooks in Chromium (KAVIZ_SCREENSHOT=FILE.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ui $(ARGS)
 
 lab: .venv/.ready  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lock: .venv/.ready  ## pin the newest packages that pyproject.toml admits
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --upgrade --quiet \

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -20,16 +21,18 @@ A spec is a YAML file:
   parameters:                   # for every notebook that declares them
     runs: reports/out/runs
   entries:
-    - notebook: 02_training     # in notebooks/, or a path from the project folder
+    - notebook: 02_training     # in notebooks/, or a path from the spec or the project folder
       name: training-smoke      # its folder and address; default: the notebook's name
       title: Training, briefly  # default: the notebook's first heading
       timeout: 90               # seconds for the whole notebook; default: 600
       parameters:               # by the names and types of its `parameters` cell
         epochs: 1
 
-The same notebook may appear again under another name. Everything is checked before anything runs; a notebook that
-fails leaves its traceback on its page, and the others run. Each runs in the project folder, with KAVIZ_OUT set to
-the folder that holds its page, its executed notebook and its metrics.json. DIR must be new, empty or an earlier report.
+The project folder is the one above the spec, else above the current folder, that holds a pyproject.toml or was made by
+`kaviz notebooks`; else the spec's own. The same notebook may appear again under another name. Everything is checked
+before anything runs; a notebook that fails leaves its traceback on its page, and the others run. Each runs in the
+project folder, with KAVIZ_OUT set to the folder that holds its page, its executed notebook and its metrics.json. DIR
+must be new, empty or an earlier report.
 
 Exit status: 0 if all went well, 1 if a notebook failed or ran out of time, 2 if the spec or the command is wrong.
 """
@@ -46,11 +49,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     report.add_argument("spec", nargs="?", default=DEFAULT_SPEC, metavar="SPEC", help=f"default: {DEFAULT_SPEC}")
     report.add_argument("--out", metavar="DIR", help="default: reports/out/<spec name> in the spec's project folder")
+    report.add_argument(
+        "--single-file", action="store_true", help="also write DIR/report.html, the whole report in one file, to send"
+    )
+    notebooks = commands.add_parser(
+        "notebooks",
+        help="lay down the notebooks and the report specs in a folder",
+        description="Write the notebooks, the report specs and what they read to DIR, a project folder in which `kaviz "
+        "report` and JupyterLab run them. Files that are there and differ are never replaced.",
+    )
+    notebooks.add_argument("folder", metavar="DIR", help="new or existing")
     args = parser.parse_args(argv)
-    # A terminated report ends its notebook too: turn the signal into the exception that lets `finally` run.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _exit_on_signals()
     try:
-        return _report(args.spec, args.out)
+        if args.command == "notebooks":
+            return _notebooks(args.folder)
+        return _report(args.spec, args.out, args.single_file)
     except ModuleNotFoundError as error:
         print(f"kaviz: error: {missing_package(error, needed='notebooks')}", file=sys.stderr)
         return 2
@@ -62,17 +76,37 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _report(spec_path: str, out: str | None) -> int:
-    from kaviz.reports.run import run_report
+def _exit_on_signals() -> None:
+    """Let a terminated report, or one whose terminal is gone, end its notebook too: `finally` runs on an exception."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
+def _notebooks(folder: str) -> int:
+    from kaviz.reports.project import lay_down
+
+    written = lay_down(Path(folder))
+    print(f"{len(written)} files written to {folder}" if written else f"{folder} holds all files already")
+    print(f"Next: cd {shlex.quote(folder)} && kaviz report")
+    print(f"  or: cd {shlex.quote(folder)} && jupyter lab notebooks")
+    return 0
+
+
+def _report(spec_path: str, out: str | None, single_file: bool) -> int:
+    from kaviz.reports.run import SINGLE_FILE, run_report
     from kaviz.reports.spec import load_spec
 
     spec = load_spec(spec_path)
     folder = Path(out) if out else spec.root / "reports" / "out" / spec.name
     index = (folder / "index.html").resolve()
-    all_done = run_report(spec, folder)
+    all_done = run_report(spec, folder, single_file=single_file)
     if not all_done:
         print("kaviz: not every notebook ran to its end; the index says which", file=sys.stderr)
     print(f"\nReport: {os.path.relpath(index)}\n        {index}")
+    if single_file:
+        print(f"To send: {(folder / SINGLE_FILE).resolve()}")
     return 0 if all_done else 1
 
 

@@ -1,6 +1,7 @@
 """A figure in a notebook that follows a training."""
 
 import time
+from statistics import mean
 
 from IPython.display import clear_output, display
 
@@ -43,7 +44,16 @@ class LiveCurves:
 
     def _lines(self) -> str:
         done = [_line(run) for run in self._runs.values() if run.summary]
-        return "\n".join([f"{len(done)} of {self.trainings} trainings done", *done])
+        return "\n".join([f"{len(done)} of {self.trainings} trainings done{self._to_go()}", *done])
+
+    def _to_go(self) -> str:
+        """How long the rest will take, if its epochs take as long as those so far."""
+        runs = list(self._runs.values())
+        epochs = self.trainings * max(run.config.epochs for run in runs) - sum(len(run.history) for run in runs)
+        seconds = epochs * mean(epoch["seconds"] for run in runs for epoch in run.history)
+        if epochs <= 0:
+            return ""
+        return f", about {seconds / 60:.0f} min to go" if seconds >= 90 else f", about {seconds:.0f} s to go"
 
 
 def _line(run: Run) -> str:

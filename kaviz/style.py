@@ -1,5 +1,7 @@
 """One look for every figure: palette, colour maps, sizes."""
 
+from typing import Any
+
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -13,12 +15,14 @@ VARIANT_LABELS = {"plain": "plain", "L": "KAConv-L", "H": "KAConv-H"}
 SEQUENTIAL = "cividis"  # quantities that start at zero, or have no centre
 DIVERGING = "RdBu_r"  # attention around 1/k², attributions around 0; always with a symmetric scale
 
+_MOST_DESCRIBED = 6  # panels and labels of a figure in its description
 WIDTH = 8.0  # inches: a full-width figure, as wide as a report's text column
 
 
 def set_style() -> None:
-    """Set matplotlib's defaults for the session; notebooks call it once."""
+    """Set matplotlib's defaults for the session, and let notebooks keep a figure's description; they call it once."""
     import seaborn as sns  # it takes a second, which `kaviz --help` need not wait for
+    from IPython import get_ipython
 
     sns.set_theme(context="notebook", style="ticks", font_scale=0.9)
     matplotlib.rcParams.update(
@@ -36,6 +40,32 @@ def set_style() -> None:
             "image.interpolation": "nearest",
         }
     )
+    if (shell := get_ipython()) is not None:  # what stands for a figure where there is no image: a page's alt text
+        shell.display_formatter.formatters["text/plain"].for_type(Figure, _print_description)
+
+
+def describe(figure: Figure) -> str:
+    """A figure in words, for those who do not see it: its titles, and what its axes and colour bars show.
+
+    Empty where none of them has a text.
+    """
+    title = figure.get_suptitle()
+    panels, labels = [], []
+    for axes in figure.get_axes():
+        panels += [text for place in ("left", "center", "right") if (text := axes.get_title(loc=place))]
+        labels += [axes.get_xlabel(), axes.get_ylabel()]
+    parts = {"": [title], "panels: ": panels, "axes and scales: ": labels}
+    said = [
+        name + ", ".join(some) + (", …" if len(found) > len(some) else "")
+        for name, texts in parts.items()
+        if (found := [" ".join(text.split()) for text in dict.fromkeys(texts) if text.strip()])
+        and (some := found[:_MOST_DESCRIBED])
+    ]
+    return "; ".join(said).replace("$", "")
+
+
+def _print_description(figure: Figure, printer: Any, cycle: bool) -> None:
+    printer.text(describe(figure) or repr(figure))
 
 
 def variant_of(model_name: str) -> str:

@@ -18,7 +18,7 @@ EPOCH = {
 def run_of(epochs, seed=0, finished=False):
     summary = {"last": {"test_error": 40.0}, "seconds": 2.0} if finished else {}
     history = [EPOCH | {"epoch": epoch, "seconds": 1.0, "images_per_second": 9.0} for epoch in range(1, epochs + 1)]
-    config = SimpleNamespace(model="resnet11_cifar", seed=seed)
+    config = SimpleNamespace(model="resnet11_cifar", seed=seed, epochs=7)
     return SimpleNamespace(folder=f"runs/{seed}", config=config, history=history, summary=summary)
 
 
@@ -30,6 +30,7 @@ def test_curves_follow_the_epochs_at_their_own_pace(monkeypatch, capsys):
     for epoch in range(1, 8):
         live.update(run_of(epoch))
         now[0] += 1
+    assert "0 of 2 trainings done, about 13 s to go" in capsys.readouterr().out
     assert len(shown) == 3  # at 0, 3 and 6 seconds
     longest = max(len(line.get_xdata()) for axes in shown[-1].axes for line in axes.lines)
     assert longest == 7

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 import yaml
 
 import kaconv
+from kaviz.cli import main
+from kaviz.reports.project import project_files
+from kaviz.reports.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -69,22 +73,40 @@ def test_local_links_in_documents_lead_somewhere():
             assert "://" in target or (document.parent / target).exists(), f"{document}: {target}"
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A new virtual environment with the wheel and what it needs, and no extra: its folder of programs."""
-    folder = tmp_path_factory.mktemp("base")
+def run_uv(*command, environment=None):
     uv = Path(sys.executable).with_name("uv")
-    environment = os.environ | {"VIRTUAL_ENV": str(folder / "venv")}
+    environment = os.environ | {"VIRTUAL_ENV": str(environment)}
+    done = subprocess.run([str(uv), *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
-    def run(*command):
-        done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
 
-    run(uv, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "--out-dir", folder / "dist", ROOT)
-    run(uv, "venv", "--python", sys.executable, folder / "venv")
-    (wheel,) = (folder / "dist").glob("*.whl")
-    run(uv, "pip", "install", "--constraint", ROOT / "requirements.lock", wheel)
-    return folder / "venv" / "bin"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    run_uv("build", "--wheel", "--no-build-isolation", "--python", sys.executable, "--out-dir", folder, ROOT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def base(wheel, tmp_path_factory):
+    """A new virtual environment with the wheel and what it needs, and no extra: its folder of programs."""
+    venv = tmp_path_factory.mktemp("base") / "venv"
+    run_uv("venv", "--python", sys.executable, venv)
+    run_uv("pip", "install", "--constraint", ROOT / "requirements.lock", wheel, environment=venv)
+    return venv / "bin"
+
+
+@pytest.fixture(scope="module")
+def everything(wheel, tmp_path_factory):
+    """A new virtual environment with the wheel, which sees the packages of this one: its folder of programs."""
+    venv = tmp_path_factory.mktemp("everything") / "venv"
+    run_uv("venv", "--python", sys.executable, venv)
+    run_uv("pip", "install", "--no-deps", wheel, environment=venv)
+    (site,) = venv.glob("lib/python*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # but not its editable kaconv
+    (venv / "share").symlink_to(Path(sys.prefix, "share"))  # nbconvert's templates
+    return venv / "bin"
 
 
 @pytest.mark.slow
@@ -110,3 +132,53 @@ def test_the_base_installation_is_light_and_works(base, tmp_path):
         base / "python", "-c", "import importlib.metadata as m; print(*[d.name for d in m.distributions()])"
     )
     assert not {"accelerate", "scikit-learn", "jupyterlab", "matplotlib", "scipy"} & set(installed.stdout.split())
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_lays_down_the_notebooks_and_reports_on_them(everything, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command, folder=tmp_path):
+        done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    project = tmp_path / "project"
+    assert "written to project" in run(everything / "kaviz", "notebooks", "project")
+    for name in project_files():
+        assert (project / name).read_bytes() == (ROOT / name).read_bytes()
+    assert len(list((project / "notebooks").glob("*.ipynb"))) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    for spec in sorted((project / "reports" / "specs").glob("*.yaml")):  # all of them are ready to run there
+        assert load_spec(spec).root == project.resolve()
+
+    spec = project / "reports" / "specs" / "one.yaml"
+    spec.write_text("entries: [{notebook: 01_layer, timeout: 300, parameters: {image_width: 96, draws: 1}}]")
+    said = run(everything / "kaviz", "report", "reports/specs/one.yaml", folder=project)
+    assert "done in" in said
+    assert "What was found" in (project / "reports" / "out" / "one" / "01_layer" / "index.html").read_text()
+    executed = (project / "reports" / "out" / "one" / "01_layer" / "01_layer.ipynb").read_text()
+    assert str(ROOT) not in executed  # neither the notebook nor the packages came from here
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+def test_laying_down_notebooks_never_replaces_a_changed_file(tmp_path, capsys):
+    project = tmp_path / "project"
+    assert main(["notebooks", str(project)]) == 0
+    assert main(["notebooks", str(project)]) == 0
+    changed = project / "notebooks" / "01_layer.ipynb"
+    changed.write_text("mine")
+    (project / "notebooks" / "02_training.ipynb").unlink()
+    capsys.readouterr()
+    assert main(["notebooks", str(project)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "which are not replaced: notebooks/01_layer.ipynb; move them away" in line
+    assert changed.read_text() == "mine"
+    assert not (project / "notebooks" / "02_training.ipynb").exists()
+    assert main(["notebooks", str(changed)]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_root_may_start_jupyterlab():
+    command = ["make", "--dry-run", "--old-file", ".venv/.ready", "lab"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ("--allow-root" in said) == (os.getuid() == 0)

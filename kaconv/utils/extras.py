@@ -10,6 +10,7 @@ _EXTRAS = {
         "jupyterlab",
         "nbconvert",
         "nbformat",
+        "nh3",
         "papermill",
         "psutil",
         "pygments",

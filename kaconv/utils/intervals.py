@@ -43,7 +43,19 @@ def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
         more: pictures that count for the first share only.
         fewer: pictures that count for the second share only.
     """
-    z, n, more, fewer = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
-    centre = (more - fewer) / n
-    half = z * np.sqrt(more + fewer - (more - fewer) ** 2 / n) / n
+    z, total, ups, downs = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
+    centre = (ups - downs) / total
+    half = z * np.sqrt(ups + downs - (ups - downs) ** 2 / total) / total
     return float(100 * max(centre - half, -1)), float(100 * min(centre + half, 1))
+
+
+def no_better_than_chance(correct: int, total: int, classes: int) -> bool:
+    """Test errors against guessing: True where guessing gets as many right in more than 5 % of all cases.
+
+    The exact binomial test, one-sided.
+
+    Args:
+        correct: of `total` samples.
+        classes: guessed among, all alike.
+    """
+    return bool(stats.binom.sf(correct - 1, total, 1 / classes) > 1 - CONFIDENCE)

@@ -1,9 +1,31 @@
 """Reports: notebooks run from a YAML spec, their pages, and an index of them (`kaviz report`).
 
-A notebook needs only `project_root`, `save_metrics` and, for files of its own, `report_folder`. Reading a spec, running
-it and drawing its pages live in `spec`, `run` and `page`, which a running notebook never imports.
+What a notebook calls is in `notebook` and named here. Reading a spec, running it and drawing its pages live in `spec`,
+`run` and `page`, which a running notebook never imports; `project` lays the notebooks down in a folder.
 """
 
-from kaviz.reports.notebook import project_root, report_folder, save_metrics
+from kaviz.reports.notebook import (
+    announce,
+    by_depth,
+    chance_warning,
+    percent,
+    project_root,
+    report_folder,
+    save_metrics,
+    significant_digits,
+    skip_section,
+    without_effect,
+)
 
-__all__ = ["project_root", "report_folder", "save_metrics"]
+__all__ = [
+    "announce",
+    "by_depth",
+    "chance_warning",
+    "percent",
+    "project_root",
+    "report_folder",
+    "save_metrics",
+    "significant_digits",
+    "skip_section",
+    "without_effect",
+]

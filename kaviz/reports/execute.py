@@ -1,13 +1,28 @@
 """The child process that runs one notebook: `python execute.py JOB.json`.
 
-A process of its own, because nbclient can wait for ever on a lost message and only killing it ends that.
+A process of its own, because nbclient can wait for ever on a lost message and only killing it ends that. Its input is
+a pipe that the report holds open: when that closes, the report is gone, however it ended, and so are this process and
+the notebook's kernel.
 """
 
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import papermill
+import psutil
+
+
+def end_with_the_report() -> None:
+    """Wait for the end of the input, then end this process and all that it started."""
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.buffer.read(), whose lock would crash the end of a good run
+    for member in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    os._exit(1)
 
 
 def main(job_file: str) -> int:
@@ -22,7 +37,6 @@ def main(job_file: str) -> int:
             language="python",
             cwd=job["cwd"],
             progress_bar=False,
-            # The parent's limit comes first; this one ends a run whose parent was killed.
             execution_timeout=job["timeout"],
             on_cell_start=lambda cell, cell_index: progress.write_text(str(cell_index + 1)),
         )
@@ -32,4 +46,5 @@ def main(job_file: str) -> int:
 
 
 if __name__ == "__main__":
+    Thread(target=end_with_the_report, daemon=True).start()
     sys.exit(main(sys.argv[1]))

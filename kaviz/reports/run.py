@@ -1,4 +1,4 @@
-"""Running a spec: each notebook through papermill in a process of its own, then its page, at the end the index."""
+"""Running a spec: each notebook through papermill in a process of its own, then its page, and after each the index."""
 
 import json
 import math
@@ -10,65 +10,72 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
 from tqdm import tqdm
 
 from kaconv.utils.files import write_json, write_text
-from kaviz.reports.notebook import read_metrics
-from kaviz.reports.page import Summary, write_index, write_page
+from kaviz.reports.notebook import read_notes
+from kaviz.reports.page import Page, write_index, write_page, write_plain_page
 from kaviz.reports.spec import Entry, Outcome, Spec
 
 _CHILD = Path(__file__).with_name("execute.py")
 _MARK = ".kaviz-report"  # the file that tells a report's folder from one that it must not write to
+SINGLE_FILE = "report.html"
 _LOG_EVERY = 30  # seconds between progress lines where there is no terminal
 
 
-def run_report(spec: Spec, out: Path) -> bool:
+def run_report(spec: Spec, out: Path, *, single_file: bool = False) -> bool:
     """Run every entry of `spec`, and write its page to `out`/<entry>/ and the index to `out`/index.html.
 
     An entry that fails does not stop the others. What an earlier run left in `out` is replaced entry by entry, each
-    when its new one is complete. Returns whether all went well. Raises ValueError, before anything is touched, if `out`
-    holds what no report wrote.
+    when its new one is complete; the index is written after each, so that a run that is cut off leaves one. Returns
+    whether all went well. Raises ValueError, before anything is touched, if `out` holds what no report wrote.
+
+    Args:
+        single_file: also write the whole report as one file, `out`/report.html, for sending.
     """
     began = time.monotonic()
     out = out.resolve()
     _check_folder(out, spec)
     write_text(out / _MARK, "The output of `kaviz report`, which replaces what it wrote here before.\n")
-    summaries = []
+    pages: list[Page] = []
     for number, entry in enumerate(spec.entries, 1):
         _say(f"[{number}/{len(spec.entries)}] {entry.name}")
-        summary = run_entry(entry, spec, out)
-        _say(f"      {summary.status} in {summary.seconds:.1f} s" + (f": {summary.error}" if summary.error else ""))
-        summaries.append(summary)
-    write_index(out / "index.html", spec, summaries, time.monotonic() - began)
-    return all(summary.status == "done" for summary in summaries)
+        page = run_entry(entry, spec, out)
+        _say(f"      {page.status} in {page.seconds:.1f} s" + (f": {page.error}" if page.error else ""))
+        for problem in page.problems:
+            _say(f"      {problem}")
+        pages.append(page)
+        write_index(out / "index.html", spec, pages, time.monotonic() - began)
+    if single_file:
+        write_index(out / SINGLE_FILE, spec, pages, time.monotonic() - began, single_file=True)
+    return all(page.status == "done" for page in pages)
 
 
-def run_entry(entry: Entry, spec: Spec, out: Path) -> Summary:
+def run_entry(entry: Entry, spec: Spec, out: Path) -> Page:
     """Run one entry, write its page, and put its folder in the place of an earlier run's."""
     draft = out / f".{entry.name}.new"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     executed = draft / entry.notebook.name
     outcome = execute(entry, spec.root, executed)
-    metrics = read_metrics(draft)
-    write_json(
-        draft / "metrics.json",
-        {
-            "name": entry.name,
-            "notebook": entry.notebook.name,
-            "status": outcome.status,
-            "error": outcome.error,
-            "duration_s": round(outcome.seconds, 2),
-            "parameters": entry.parameters,
-            "metrics": metrics,
-        },
-    )
-    summary = write_page(draft, executed, entry, spec, outcome, metrics)
+    facts: dict[str, Any] = {"name": entry.name, "notebook": entry.notebook.name}
+    try:
+        notes = read_notes(draft)
+        page = write_page(draft, executed, entry, spec, outcome, notes)
+        facts |= {"parameters": page.parameters, "metrics": notes.metrics}
+    except OSError:  # a full disk is not the notebook's fault
+        raise
+    except Exception as error:  # what a notebook shows must not end the report, whatever is wrong with it
+        outcome = Outcome("failed", f"no page can be made of it: {type(error).__name__}: {error}", outcome.seconds)
+        page = write_plain_page(draft, executed, entry, spec, outcome)
+    facts |= {"status": outcome.status, "error": outcome.error, "duration_s": round(outcome.seconds, 2)}
+    write_json(draft / "metrics.json", facts)
     _swap(draft, out / entry.name)
-    return summary
+    return page
 
 
 def _check_folder(out: Path, spec: Spec) -> None:
@@ -78,8 +85,9 @@ def _check_folder(out: Path, spec: Spec) -> None:
         raise ValueError(f"{out} is not a folder; a report is written to a folder")
     if any(out.iterdir()) and not (out / _MARK).is_file():
         raise ValueError(f"{out} holds files and no report; choose a new or an empty folder")
-    if (out / "index.html").is_dir():
-        raise ValueError(f"{out / 'index.html'} is a folder, where the report's index goes")
+    for name in ("index.html", SINGLE_FILE):
+        if (out / name).is_dir():
+            raise ValueError(f"{out / name} is a folder, where the report's {name} goes")
     for entry in spec.entries:
         folder = out / entry.name
         if os.path.lexists(folder) and not _is_entry(folder):
@@ -118,8 +126,10 @@ def execute(entry: Entry, cwd: Path, executed: Path) -> Outcome:
             [sys.executable, "-P", str(_CHILD), str(job)],  # as a script: it need not import torch
             cwd=cwd,
             env=kernel_environment(executed.parent),
+            stdin=subprocess.PIPE,  # it closes when this process ends
             stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # what the terminal sends, Ctrl-C or its end, is for this process to deal with
         )
         try:
             in_time = _wait(process, entry, progress, began)
@@ -177,6 +187,8 @@ def _kill(process: subprocess.Popen) -> None:
         with suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
+    if process.stdin:
+        process.stdin.close()
     psutil.wait_procs(family, timeout=5)
 
 

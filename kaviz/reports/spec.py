@@ -2,22 +2,26 @@
 
 import ast
 import json
-import math
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import Repr
 
 import nbformat
 import yaml
 
-from kaviz.reports.notebook import project_root
+from kaviz.reports.notebook import find_project
 from kaviz.reports.static import unreadable_maths
 
 _SPEC_KEYS = ("title", "description", "parameters", "entries")
 _ENTRY_KEYS = ("notebook", "name", "title", "parameters", "timeout")
 _TYPES = {"bool", "int", "float", "str", "list", "tuple", "dict", "None"}
 DEFAULT_TIMEOUT = 600
+LONGEST_TIMEOUT = 1_000_000  # seconds, eleven days
+_MOST_VALUES = 10_000  # in a spec; aliases of aliases make billions
+_short = Repr()
+_short.maxstring = _short.maxother = 80  # characters
 
 
 class SpecError(ValueError):
@@ -72,8 +76,9 @@ class Outcome:
 def load_spec(path: str | Path) -> Spec:
     """Read and check the spec at `path`.
 
-    The project folder is the nearest one above the spec that holds a pyproject.toml, else the spec's own. A notebook
-    is named relative to it or to its notebooks folder. Parameters at the top level go to every notebook that declares
+    The project folder is the one that the spec is in (`find_project`), else the one that the current folder is in, else
+    the spec's own. A notebook is named by its path from the spec or from the project folder, or by its name in the
+    project's notebooks folder. Parameters at the top level go to every notebook that declares
     them; an entry's own take precedence.
 
     Raises FileNotFoundError, and SpecError with everything that is wrong with the spec.
@@ -87,13 +92,19 @@ def load_spec(path: str | Path) -> Spec:
         raise SpecError(path, [f"not valid YAML: {_yaml_problem(error)}"]) from None
     except ValueError as error:  # not UTF-8, or a date that no calendar has
         raise SpecError(path, [f"cannot be read: {error}"]) from None
+    except RecursionError:
+        raise SpecError(path, ["cannot be read: it is nested too deeply"]) from None
     if not isinstance(raw, dict):
         raise SpecError(path, [f"a spec is a mapping with the keys {', '.join(_SPEC_KEYS)}"])
 
-    root = project_root(path.resolve().parent)
+    if _is_too_large(raw):
+        raise SpecError(path, [f"holds more than {_MOST_VALUES:,} values, counting what its aliases stand for"])
+
+    folder = path.resolve().parent
+    root = find_project(folder) or find_project() or folder
     problems = _unknown(raw, _SPEC_KEYS, "the spec")
     problems += [
-        f"{key} must be text, not {raw[key]!r}"
+        f"{key} must be text, not {_shown(raw[key])}"
         for key in ("title", "description")
         if not isinstance(raw.get(key, ""), str)
     ]
@@ -105,15 +116,15 @@ def load_spec(path: str | Path) -> Spec:
     entries = []
     for number, item in enumerate(items, 1):
         if isinstance(item, dict) and isinstance(item.get("notebook"), str):
-            entries.append(_check_entry(item, shared, root, problems))
+            entries.append(_check_entry(item, shared, (folder, root), problems))
         else:
-            problems.append(f"entry {number} must be a mapping with a notebook, not {item!r}")
+            problems.append(f"entry {number} must be a mapping with a notebook, not {_shown(item)}")
     if not problems:  # else a notebook that could not be read may declare them
         used = {name for entry in entries for name in entry.parameters}
         problems += [f"no notebook declares the shared parameter {name!r}" for name in shared if name not in used]
     names = [entry.name for entry in entries]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"{names.count(name)} entries are called {name!r}; give each a name of its own")
+        problems.append(f"{names.count(name)} entries are called {_shown(name)}; give each a name of its own")
     if problems:
         raise SpecError(path, list(dict.fromkeys(problems)))
     return Spec(path.stem, raw.get("title", path.stem), raw.get("description", ""), root, tuple(entries))
@@ -126,25 +137,45 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def _check_entry(item: dict, shared: dict, root: Path, problems: list[str]) -> Entry:
-    notebook = _find_notebook(item["notebook"], root)
+def _is_too_large(raw: object) -> bool:
+    """Whether a spec holds too many values; one that holds itself has infinitely many."""
+    count, waiting = 0, [raw]
+    while waiting and count <= _MOST_VALUES:
+        value = waiting.pop()
+        waiting += value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else ()
+        count += 1
+    return count > _MOST_VALUES
+
+
+def _shown(value: object) -> str:
+    """A value on one short line; Python refuses to write integers of more than 4,300 digits."""
+    try:
+        return _short.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _check_entry(item: dict, shared: dict, folders: tuple[Path, Path], problems: list[str]) -> Entry:
+    notebook = _find_notebook(item["notebook"], *folders)
     name = item.get("name", notebook.stem)
-    where = f"entry {name!r}"
+    where = f"entry {_shown(name)}"
     problems += _unknown(item, _ENTRY_KEYS, where)
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
-        problems.append(f"{where}: a name has letters, digits, '_' and '-' only")
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,99}", name):
+        problems.append(f"{where}: a name has letters, digits, '_' and '-' only, 100 at most")
     if not isinstance(item.get("title", ""), str):
-        problems.append(f"{where}: title must be text, not {item['title']!r}")
+        problems.append(f"{where}: title must be text, not {_shown(item['title'])}")
     timeout = item.get("timeout", DEFAULT_TIMEOUT)
-    if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
-        problems.append(f"{where}: timeout must be a number of seconds above 0, not {timeout!r}")
+    if type(timeout) not in (int, float) or not 0 < timeout <= LONGEST_TIMEOUT:
+        allowed = f"a number of seconds above 0 and at most {LONGEST_TIMEOUT:,}"
+        problems.append(f"{where}: timeout must be {allowed}, not {_shown(timeout)}")
     given, parameters = _mapping(item, "parameters", where, problems), {}
     try:
         content = _read_notebook(notebook)
         cell = next((cell for cell in content.cells if "parameters" in cell.metadata.get("tags", [])), None)
         declared = declared_parameters(cell.source) if cell else {}
     except FileNotFoundError:
-        problems.append(f"{where}: no notebook {item['notebook']!r} in {root} or its notebooks folder")
+        looked = " and ".join(map(str, dict.fromkeys(folders)))
+        problems.append(f"{where}: no notebook {_shown(item['notebook'])} in {looked}, or in a notebooks folder there")
     except (ValueError, SyntaxError) as error:
         problems.append(f"{where}: {notebook.name} cannot be read: {error}")
     else:
@@ -162,9 +193,9 @@ def _wrong_parameters(given: dict, declared: dict[str, Parameter]) -> list[str]:
     problems = []
     for key, value in given.items():
         if key not in declared:
-            problems.append(f"no parameter is called {key!r}{_suggest(key, declared)}")
+            problems.append(f"no parameter is called {_shown(key)}{_suggest(key, declared)}")
         elif problem := _mismatch(value, declared[key]):
-            problems.append(f"parameter {key!r} is {value!r}, {problem}")
+            problems.append(f"parameter {key!r} is {_shown(value)}, {problem}")
     return problems
 
 
@@ -175,17 +206,18 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     """
     declared = {}
     for statement in ast.parse(source).body:
+        targets: list[ast.expr]
         if isinstance(statement, ast.Assign):
-            targets, annotation = statement.targets, None
+            targets, annotation, value = statement.targets, None, statement.value
         elif isinstance(statement, ast.AnnAssign) and statement.value:
-            targets, annotation = [statement.target], ast.unparse(statement.annotation)
+            targets, annotation, value = [statement.target], ast.unparse(statement.annotation), statement.value
         else:
             continue
         try:
-            default = ast.literal_eval(statement.value)
+            default = ast.literal_eval(value)
             inferred = None if default is None else type(default).__name__
         except (ValueError, TypeError):  # an expression: known only once the notebook runs
-            default, inferred = ast.unparse(statement.value), None
+            default, inferred = ast.unparse(value), None
         names = re.split(r"\s*\|\s*", annotation.strip("'\"")) if annotation else [inferred]
         types = frozenset(name.split("[")[0] for name in names if name)
         for target in targets:
@@ -198,7 +230,7 @@ def _mismatch(value: object, parameter: Parameter) -> str | None:
     """What is wrong with `value`, else None."""
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return "which is neither text, a finite number, a list nor a mapping of these (quote dates)"
     if parameter.types is None:
         return None
@@ -209,9 +241,9 @@ def _mismatch(value: object, parameter: Parameter) -> str | None:
             hint = " (YAML takes 1e-3 for text: write 1.0e-3)"
         return f"a {_type_name(value)}, where the notebook expects {expected}{hint}"
     if isinstance(value, list) and isinstance(parameter.default, (list, tuple)) and parameter.default:
-        expected = {_type_name(item) for item in parameter.default}
-        if wrong := [item for item in value if not _fits(item, expected)]:
-            return f"whose item {wrong[0]!r} is a {_type_name(wrong[0])}, not {' or '.join(sorted(expected))}"
+        kinds = {_type_name(item) for item in parameter.default}
+        if wrong := [item for item in value if not _fits(item, kinds)]:
+            return f"whose item {_shown(wrong[0])} is a {_type_name(wrong[0])}, not {' or '.join(sorted(kinds))}"
     return None
 
 
@@ -236,9 +268,12 @@ def _read_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def _find_notebook(name: str, root: Path) -> Path:
-    candidates = [root / name, root / f"{name}.ipynb", root / "notebooks" / name, root / "notebooks" / f"{name}.ipynb"]
-    return next((path for path in candidates if path.is_file()), root / name)
+def _find_notebook(name: str, *folders: Path) -> Path:
+    """The file that a spec means by `name`; where there is none, the path that it would have in the first folder."""
+    names = [Path(name).expanduser(), Path(f"{name}.ipynb").expanduser()]
+    places = [place for folder in folders for place in (folder, folder / "notebooks")]
+    candidates = [place / path for place in places for path in names]
+    return next((path for path in candidates if path.is_file()), candidates[0])
 
 
 def _mapping(raw: dict, key: str, where: str, problems: list[str]) -> dict:
@@ -247,12 +282,12 @@ def _mapping(raw: dict, key: str, where: str, problems: list[str]) -> dict:
         return {}
     if isinstance(value, dict):
         return value
-    problems.append(f"{where}: {key} must be a mapping, not {value!r}")
+    problems.append(f"{where}: {key} must be a mapping, not {_shown(value)}")
     return {}
 
 
 def _unknown(raw: dict, allowed: tuple[str, ...], where: str) -> list[str]:
-    return [f"{where} has an unknown key {key!r}{_suggest(key, allowed)}" for key in raw if key not in allowed]
+    return [f"{where} has an unknown key {_shown(key)}{_suggest(key, allowed)}" for key in raw if key not in allowed]
 
 
 def _suggest(name: object, allowed) -> str:

@@ -6,8 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from bs4 import BeautifulSoup
+from PIL import Image
+
+from kaconv import create_model
+from kaconv.data.preprocessing import FAKE
+from kaconv.models.checkpoints import save_checkpoint
+from kaviz.cli import main
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -56,3 +65,61 @@ def test_what_one_notebook_trains_the_others_reuse(report):
     trained = sorted(path.name for path in (report[0] / "runs").iterdir())
     variants = ("ka_resnet11_cifar_h", "ka_resnet11_cifar_l", "resnet11_cifar")
     assert trained == [f"digits_{variant}_epochs-2_lr-0.1_seed0" for variant in variants]
+
+
+LOOKING_AT_A_CHECKPOINT = ["04_attention_maps", "06_explore", "08_interventions", "09_effective_kernels"]
+
+
+@pytest.fixture(scope="module")
+def guessing(tmp_path_factory):
+    """A report on a network that has learned nothing, given as a checkpoint, and on images without a training split."""
+    folder = tmp_path_factory.mktemp("guessing")
+    noise = np.random.default_rng(0)
+    for kind in ("left", "right", "up"):
+        (folder / "images" / "val" / kind).mkdir(parents=True)
+        for number in range(4):
+            pixels = noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / "val" / kind / f"{number}.png")
+    torch.manual_seed(0)
+    facts = {"name": "ka_resnet11_cifar_l", "classes": ["left", "right", "up"], "preprocessing": FAKE.at(16)}
+    save_checkpoint(folder / "new.safetensors", create_model("ka_resnet11_cifar_l", num_classes=3), **facts)
+    spec = {
+        "parameters": {"data": f"folder:{folder / 'images'}", "checkpoint": str(folder / "new.safetensors")},
+        "entries": [
+            {"notebook": str(ROOT / "notebooks" / f"{name}.ipynb"), "timeout": 300} for name in LOOKING_AT_A_CHECKPOINT
+        ],
+    }
+    (folder / "guessing.yaml").write_text(yaml.safe_dump(spec))
+    (folder / "pyproject.toml").touch()
+    command = [sys.executable, "-m", "kaviz.cli", "report", folder / "guessing.yaml", "--out", folder / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOOKING_AT_A_CHECKPOINT)
+def test_nothing_is_claimed_of_a_network_that_guesses(guessing, name):
+    result = json.loads((guessing / "out" / name / "metrics.json").read_text())
+    assert result["status"] == "done", result["error"]
+    assert result["metrics"].keys() <= {"test error of the model (%)", "model", "networks", "test pictures"}
+    assert not {"model", "models", "epochs", "lr", "image_size", "runs"} & result["parameters"].keys()
+    tree = BeautifulSoup((guessing / "out" / name / "index.html").read_text(), "html.parser")
+    first_headings = [heading.get_text() for heading in tree.main.find_all("h2")]
+    warning = tree.main.find(string=re.compile("is no better than chance on these images"))
+    assert warning.find_previous("h2") is None or warning.find_previous("h2").get_text() == first_headings[0]
+    found = tree.main.find("h2", string="What was found").find_next(class_="output")
+    assert "no better than chance" in found.get_text()
+    assert not {"L against H", "During training"} & set(first_headings)
+
+
+@pytest.mark.slow
+def test_a_photo_may_be_a_file_of_the_readers(tmp_path):
+    Image.new("RGB", (120, 90), "teal").save(tmp_path / "my photo.jpg")
+    notebook = ROOT / "notebooks" / "01_layer.ipynb"
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "one.yaml").write_text(
+        f"entries: [{{notebook: {notebook}, timeout: 300, "
+        "parameters: {photo: my photo.jpg, image_width: 96, draws: 1}}]"
+    )
+    assert main(["report", str(tmp_path / "one.yaml")]) == 0

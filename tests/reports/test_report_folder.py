@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from bs4 import BeautifulSoup
 
 from kaviz.cli import main
 from kaviz.reports.run import execute, run_report
@@ -53,6 +54,23 @@ def test_a_report_that_was_killed_can_run_again(spec, tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "index.html").exists()
     assert run_report(spec, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".kaviz-report", "ask", "index.html"]
+
+
+def test_a_report_that_is_cut_off_leaves_the_index_of_what_was_done(spec, tmp_path, monkeypatch):
+    path = spec.root / "two.yaml"
+    path.write_text("entries: [{notebook: ask}, {notebook: ask, name: again, title: Again}]")
+
+    def cut_off(entry, *arguments):
+        if entry.name == "again":
+            raise KeyboardInterrupt
+        return execute(entry, *arguments)
+
+    monkeypatch.setattr("kaviz.reports.run.execute", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run_report(load_spec(path), tmp_path / "out")
+    index = BeautifulSoup((tmp_path / "out" / "index.html").read_text(), "html.parser")
+    assert [card.h2.get_text() for card in index.select(".card")] == ["Why?"]
+    assert index.header.select_one(".alert").get_text() == "Not run yet: Again"
 
 
 @pytest.mark.parametrize("theirs", ["index.html", "ask/thesis.txt", "ask/metrics.json", "notes.txt"])

@@ -1,17 +1,35 @@
 import io
+import re
 from base64 import b64decode, b64encode
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
+from markupsafe import escape
+from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from kaviz.reports import report_folder, save_metrics
-from kaviz.reports.notebook import format_value, read_metrics
-from kaviz.reports.page import notebook_html, opening, write_thumbnail
+from kaviz.reports import announce, report_folder, save_metrics
+from kaviz.reports.notebook import (
+    Notes,
+    by_depth,
+    chance_warning,
+    format_value,
+    percent,
+    read_notes,
+    skip_section,
+    without_effect,
+)
+from kaviz.reports.page import notebook_html, opening, write_index, write_page, write_thumbnail
+from kaviz.reports.sanitise import content_security_policy
+from kaviz.reports.spec import Entry, Outcome, Spec
 from kaviz.reports.static import STATE, VIEW, freeze_widgets, markdown_html, tex_image
+from kaviz.style import describe
 
 
 def picture(colour) -> str:
@@ -29,7 +47,7 @@ def test_metrics_are_collected_in_a_report(tmp_path, monkeypatch):
     assert report_folder() == tmp_path
     save_metrics({"error (%)": np.float32(2.5), "model": "plain"})
     table = save_metrics({"params": np.array(281_000), "gain": float("nan")})
-    assert read_metrics(tmp_path) == {"error (%)": 2.5, "model": "plain", "params": 281_000, "gain": None}
+    assert read_notes(tmp_path).metrics == {"error (%)": 2.5, "model": "plain", "params": 281_000, "gain": None}
     assert table.loc["params", "value"] == "281,000"
 
 
@@ -40,7 +58,7 @@ def test_metrics_that_cannot_be_written_leave_the_earlier_ones(tmp_path, monkeyp
     with pytest.raises(ZeroDivisionError):
         save_metrics({"error (%)": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
-    assert read_metrics(tmp_path) == {"error (%)": 2.5}
+    assert read_notes(tmp_path).metrics == {"error (%)": 2.5}
 
 
 def test_metrics_outside_a_report_are_only_shown(tmp_path, monkeypatch):
@@ -62,6 +80,52 @@ def test_a_metric_is_one_number_or_string():
 )
 def test_values_are_shown_for_reading(value, text):
     assert format_value(value) == text
+
+
+@pytest.mark.parametrize(
+    ("images", "text"), [(80, "2.4"), (599, "2.4"), (10_000, "2.41"), (1_281_167, "2.412"), (None, "2.412")]
+)
+def test_errors_have_the_digits_that_their_images_allow(tmp_path, monkeypatch, images, text):
+    monkeypatch.setenv("KAVIZ_OUT", str(tmp_path))
+    table = save_metrics({"error (%)": 2.41234, "images": 12345}, images=images)
+    assert list(table["value"]) == [text, "12,345"]
+    notes = read_notes(tmp_path)
+    assert format_value(notes.metrics["error (%)"], notes.digits["error (%)"]) == text
+
+
+def test_rounding_keeps_whole_numbers_and_no_exponents():
+    assert (percent(100.0, 80), percent(2.678, 599), percent(0.0, 80)) == ("100 %", "2.7 %", "0 %")
+    assert format_value(123.4, 2) == "123"
+
+
+def test_parameters_without_effect_are_told_once_and_kept_beside_metrics(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAVIZ_OUT", str(tmp_path))
+    without_effect("seed", "epochs")
+    save_metrics({"error (%)": 2.5})
+    assert read_notes(tmp_path) == Notes({"error (%)": 2.5}, {"error (%)": 4}, ["seed", "epochs"])
+
+
+def test_a_long_chain_becomes_first_last_and_extremes():
+    assert by_depth({"a": 0.1, "b": 0.25, "c": 3}) == "0.10 → 0.25 → 3.00"
+    many = {f"layer{number}": value for number, value in enumerate([0.4, 0.1, float("nan"), 0.9, 0.5, 0.6])}
+    assert (
+        by_depth(many)
+        == "0.40 in the first of 6 layers, 0.60 in the last, least in layer1 (0.10), most in layer3 (0.90)"
+    )
+
+
+@pytest.mark.parametrize(("wrong", "warns"), [(60, True), (54, True), (50, False), (5, False), (80, True)])
+def test_a_network_at_chance_is_told(wrong, warns):
+    said = chance_warning("net", 100 * wrong / 80, 80, classes=4)
+    assert (said is not None) == warns
+    if said:
+        assert f"{80 - wrong} of 80 right, with 4 classes" in said.data
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3, ""), (40.4, "About 40 s: work\n"), (130, "About 2 min: work\n")])
+def test_long_work_is_announced(capsys, seconds, text):
+    announce(seconds, "work")
+    assert capsys.readouterr().out == text
 
 
 def test_formulas_become_pictures_that_keep_their_tex():
@@ -99,7 +163,7 @@ def test_nothing_on_a_page_comes_from_elsewhere():
             new_code_cell("code", outputs=[new_output("display_data", data={"text/html": hostile})]),
         ]
     )
-    html = notebook_html(notebook, Path())
+    html, _ = notebook_html(notebook, Path())
     assert "src=" not in html
     assert "[a map]" in html
     assert "[far]" in html
@@ -107,11 +171,167 @@ def test_nothing_on_a_page_comes_from_elsewhere():
     assert 'href="https://x.org"' in html
 
 
+SCRIPT = "top.hacked=1"
+ATTACKS = [
+    f'<svg onload="{SCRIPT}"><text>s</text></svg>',
+    f'<details open ontoggle="{SCRIPT}"><summary>s</summary>d</details>',
+    f'<input autofocus onfocus="{SCRIPT}">',
+    f'<img src="x" onerror="{SCRIPT}">',
+    f'<video><source src="x" onerror="{SCRIPT}"></video>',
+    f'<style>@keyframes k{{}}</style><p style="animation-name:k" onanimationstart="{SCRIPT}">p</p>',
+    f'<a href="javascript:{SCRIPT}">a</a>',
+    f'<a href=" jAva&#115;cript:{SCRIPT}">a</a>',
+    f'<a href="data:text/html,<script>{SCRIPT}</script>">a</a>',
+    f"<script>{SCRIPT}</script>",
+    f'<iframe srcdoc="<script>{SCRIPT}</script>"></iframe>',
+    f'<math><mtext><style><img src=x onerror="{SCRIPT}"></style></mtext></math>',
+    f'<form action="javascript:{SCRIPT}"><button>b</button></form>',
+    '<meta http-equiv="refresh" content="0; url=https://x.org">',
+    '<p style="background:url(https://x.org/a.png);position:fixed">p</p>',
+]
+
+
+def check_harmless(html: str) -> None:
+    tree = BeautifulSoup(html, "html.parser")
+    forbidden = [
+        "script",
+        "style",
+        "svg",
+        "math",
+        "iframe",
+        "object",
+        "embed",
+        "video",
+        "audio",
+        "input",
+        "form",
+        "meta",
+    ]
+    assert not tree.find_all(forbidden)
+    for element in tree.find_all(True):
+        assert not [name for name in element.attrs if name.startswith("on") or name in ("autofocus", "srcdoc")]
+        assert not re.search(r"url|position|animation", element.get("style", ""))
+        assert element.get("src", "data:image/").startswith("data:image/")
+        assert re.match(r"https?:|mailto:|#|[^:]*$", element.get("href", "#"))
+    assert SCRIPT not in html
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_notebook_brings_a_script_into_its_page(attack):
+    outputs = shown(text_html=attack) + shown(text_markdown=attack)
+    notebook = new_notebook(cells=[new_markdown_cell(f"# T\n\n{attack}\n\nx"), new_code_cell("", outputs=outputs)])
+    check_harmless(notebook_html(notebook, Path())[0])
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_text_of_a_spec_brings_a_script_into_the_index(tmp_path, attack):
+    entry = Entry("e", attack, Path("n.ipynb"), {}, {"p": attack}, 1)
+    spec = Spec("s", attack, f"Text {attack}", tmp_path, (entry,))
+    nbformat.write(new_notebook(cells=[new_markdown_cell(f"# T\n\nQ {attack}")]), tmp_path / "n.ipynb")
+    page = write_page(tmp_path, tmp_path / "n.ipynb", entry, spec, Outcome("failed", attack, 1), Notes({"m": attack}))
+    write_index(tmp_path / "all.html", spec, [page], 1)
+    write_index(tmp_path / "single.html", spec, [page], 1, single_file=True)
+    for name in ("index.html", "all.html", "single.html"):
+        html = (tmp_path / name).read_text(encoding="utf-8")
+        body = html.partition("<body>")[2]
+        text = BeautifulSoup(body, "html.parser").get_text()  # what was given as text is there as text
+        check_harmless(body.replace(escape(attack), "").replace(escape(str({"p": attack})), ""))
+        assert attack in text
+        assert f'content="{escape(content_security_policy())}"' in html.partition("<style>")[0]
+
+
+def test_the_policy_admits_scripts_by_their_hash_alone():
+    assert "script-src 'none'" in content_security_policy()
+    assert "script-src 'sha256-abc' 'sha256-def';" in content_security_policy("sha256-abc", "sha256-def")
+    assert "default-src 'none'" in content_security_policy("sha256-abc")
+
+
+def test_what_is_legitimate_survives():
+    frame = pd.DataFrame({"error": [2.5, 30.25]}, index=["a", "b"])
+    styled = frame.style.format("{:.1f}").map(lambda value: "color: #b00020" if value > 9 else "")
+    styled = styled.set_table_styles([{"selector": "th", "props": "padding: 2px"}])
+    vector = '<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"></svg>'
+    outputs = shown(text_html=frame.to_html()) + shown(text_html=styled.to_html()) + shown(image_png=picture("red"))
+    outputs += shown(**{"image_svg+xml": vector})
+    text = "## Part\n\n$A_p$, `code`, [a link](#Part)\n\n```python\nx = 1\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |"
+    html, problems = notebook_html(
+        new_notebook(cells=[new_markdown_cell(text), new_code_cell("", outputs=outputs)]), Path(), id_prefix="n-"
+    )
+    tree = BeautifulSoup(html, "html.parser")
+    assert problems == []
+    assert len(tree.find_all("table")) == 3
+    assert tree.find("td", string="30.2")["style"] == "color:#b00020"
+    assert tree.find_all("th", style="padding:2px")
+    assert tree.select_one("img.tex")["style"].startswith("height:")
+    assert tree.select_one(".highlight .mi").get_text() == "1"
+    assert tree.select_one(".output_png img")["src"].endswith(picture("red"))
+    assert tree.select_one(".output_svg img")["src"].startswith("data:image/svg+xml;base64,")
+    assert tree.find("a", string="a link")["href"] == "#n-Part"
+
+
+def test_a_damaged_image_is_named_in_its_place_and_the_rest_is_shown(tmp_path):
+    bad = shown(image_png="AAAA") + shown(text_html='<img src="data:image/jpeg;base64,AAAA"><p>after</p>')
+    text = new_markdown_cell("![a](attachment:a.png)")
+    text.attachments = {"a.png": {"image/png": picture("blue")[:40]}}
+    cells = [text, new_code_cell("", outputs=bad), new_code_cell("", outputs=shown(image_png=picture("red")))]
+    notebook = new_notebook(cells=cells)
+    html, problems = notebook_html(notebook, Path(), "bad.ipynb")
+    assert [problem.partition(":")[0] for problem in problems] == [
+        f"cell {number} of bad.ipynb" for number in (1, 2, 2)
+    ]
+    assert all(problem in BeautifulSoup(html, "html.parser").get_text() for problem in problems)
+    assert "after" in html
+    assert picture("red") in html
+    assert write_thumbnail(notebook, tmp_path / "t.png")
+    with Image.open(tmp_path / "t.png") as image:
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_figure_is_described_in_words():
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    figure.suptitle("Learning $A_p$\ncurves")
+    left.set_title("loss", loc="left")
+    left.set_xlabel("epoch")
+    right.set_xlabel("epoch")
+    right.set_ylabel("test error (%)")
+    said = describe(figure)
+    assert said == "Learning A_p curves; panels: loss; axes and scales: epoch, test error (%)"
+    assert describe(Figure()) == ""
+    outputs = shown(image_png=picture("red"), text_plain=said) + shown(
+        image_png=picture("red"), text_plain="<Figure size 640x480 with 1 Axes>"
+    )
+    notebook = new_notebook(cells=[new_markdown_cell("## Part"), new_code_cell("", outputs=outputs)])
+    tree = BeautifulSoup(notebook_html(notebook, Path())[0], "html.parser")
+    assert [image["alt"] for image in tree.find_all("img")] == [said, "Figure 2, in “Part”"]
+
+
+def test_a_section_that_does_not_apply_is_not_there(monkeypatch):
+    displayed = []
+    monkeypatch.setattr("kaviz.reports.notebook.display", lambda *_, metadata: displayed.append(metadata))
+    skip_section("a checkpoint was given")
+    skipped = new_output("display_data", data={"text/markdown": "*a checkpoint was given*"}, metadata=displayed[0])
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell("## One"),
+            new_code_cell("", outputs=shown(text_plain="of one")),
+            new_markdown_cell("## Two"),
+            new_markdown_cell("about two"),
+            new_code_cell("", outputs=[skipped]),
+            new_markdown_cell("## Three"),
+        ]
+    )
+    html, _ = notebook_html(notebook, Path())
+    assert [heading.get_text() for heading in BeautifulSoup(html, "html.parser").find_all("h2")] == ["One", "Three"]
+    assert "two" not in html
+    assert "of one" in html
+
+
 def test_pictures_in_text_are_embedded(tmp_path):
     (tmp_path / "near.png").write_bytes(b64decode(picture("red")))
     cell = new_markdown_cell("![near](near.png) ![attached](attachment:a.png)")
     cell.attachments = {"a.png": {"image/png": picture("blue")}}
-    html = notebook_html(new_notebook(cells=[cell]), tmp_path)
+    html, _ = notebook_html(new_notebook(cells=[cell]), tmp_path)
     assert picture("red") in html
     assert picture("blue") in html
 
@@ -141,7 +361,7 @@ def test_widgets_are_frozen_as_last_shown():
         }
     }
     freeze_widgets(notebook)
-    html = notebook_html(notebook, Path())
+    html, _ = notebook_html(notebook, Path())
     assert "<b>Layer</b> two &lt;b&gt;" in html
     assert picture("red") in html
     for gone in ("reset", "upload", "play", "7</span>", "100%", "VBox"):
@@ -155,7 +375,7 @@ def test_a_widget_that_brings_a_still_form_is_shown_as_that():
     notebook.cells[0].outputs[0].data = {VIEW: {"model_id": "box"}, "text/plain": "Box(...)", "text/html": still}
     notebook.metadata.widgets = {STATE: {"state": {"box": widget("VBoxModel", children=[])}}}
     freeze_widgets(notebook)
-    html = notebook_html(notebook, Path())
+    html, _ = notebook_html(notebook, Path())
     assert 'alt="a map"' in html
     assert "what is shown" in html
     assert "Box(" not in html

@@ -1,7 +1,11 @@
 """One report of four tiny notebooks, run once; each test looks at one thing it left behind."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import nbformat
 import psutil
@@ -10,7 +14,7 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 from kaviz.cli import main
-from kaviz.reports.run import run_entry
+from kaviz.reports.run import run_entry, run_report
 from kaviz.reports.spec import load_spec
 
 FIGURE = """
@@ -19,8 +23,9 @@ import ipywidgets
 import matplotlib.pyplot as plt
 from IPython.display import display
 from tqdm.notebook import tqdm
-from kaviz.reports import report_folder, save_metrics
+from kaviz.reports import report_folder, save_metrics, without_effect
 
+without_effect("unused")
 for _ in tqdm(range(epochs), desc="a bar"):
     pass
 plt.figure(figsize=(4, 3))
@@ -55,7 +60,10 @@ def report(shared_project, tmp_path_factory):
     """(exit code, project, output folder) of the report."""
     project = shared_project
     project.notebook(
-        "figure", "# Does it learn?\n\nWe ask whether $A_p$ matters.\n\nMore.", FIGURE, parameters="epochs = 1"
+        "figure",
+        "# Does it learn?\n\nWe ask whether $A_p$ matters.\n\nMore.",
+        FIGURE,
+        parameters="epochs = 1\nunused = 3",
     )
     project.notebook("fails", "# It fails", "print('before')", "1 / 0", "print('never')")
     project.notebook(
@@ -74,7 +82,7 @@ def report(shared_project, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(foreign))
         patch.setenv("JUPYTER_DATA_DIR", str(foreign))
-        code = main(["report", str(project.spec(SPEC)), "--out", str(out)])
+        code = main(["report", str(project.spec(SPEC)), "--out", str(out), "--single-file"])
     return code, project, out
 
 
@@ -141,6 +149,32 @@ def test_pages_load_nothing_and_every_link_leads_somewhere(report):
             assert image["src"].startswith("data:") or (page.parent / image["src"]).is_file()
         for link in tree.find_all("a"):
             assert (page.parent / link["href"]).is_file()
+        assert "script-src 'none'" in tree.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+
+
+def test_a_single_file_holds_index_and_pages_and_links_within_itself(report):
+    tree = soup(report[2] / "report.html")
+    assert [card.h2.get_text() for card in tree.select(".card")] == [
+        "Does it learn?",
+        "It fails",
+        "It hangs",
+        "Once more",
+    ]
+    assert [page["id"] for page in tree.select("section.page")] == ["figure", "fails", "hangs", "last"]
+    assert "ZeroDivisionError: division by zero" in tree.select_one("#fails").get_text()
+    assert tree.select_one("#figure .output_png img")
+    identifiers = [element["id"] for element in tree.find_all(id=True)]
+    assert len(set(identifiers)) == len(identifiers)
+    for link in tree.find_all("a"):
+        assert link["href"].removeprefix("#") in identifiers
+    for image in tree.find_all("img"):
+        assert image["src"].startswith("data:")
+
+
+def test_the_index_says_which_are_not_done(report):
+    alert = soup(report[2] / "index.html").header.select_one(".alert")
+    assert " ".join(alert.get_text().split()) == "2 not done: It fails (failed), It hangs (timed out)"
+    assert [link["href"] for link in alert.find_all("a")] == ["fails/index.html", "hangs/index.html"]
 
 
 def test_a_page_shows_figure_formula_and_widget_but_neither_code_nor_bar(report):
@@ -154,6 +188,7 @@ def test_a_page_shows_figure_formula_and_widget_but_neither_code_nor_bar(report)
     assert "caption" in text
     assert "a bar" not in text
     assert "import" not in text
+    assert [item.get_text() for item in tree.select(".parameters li")] == ["epochs = 2"]  # and no `unused`
     assert nbformat.read(report[2] / "figure" / "figure.ipynb", as_version=4).cells
 
 
@@ -171,6 +206,50 @@ def test_the_index_has_a_card_for_each_entry(report):
     with Image.open(out / "figure" / "thumbnail.png") as thumbnail:
         assert len(thumbnail.getcolors(1 << 20)) > 2
     assert "torch" in tree.footer.get_text()
+
+
+SLEEPS = "import os, pathlib, time\npathlib.Path('pid.new').write_text(str(os.getpid()))\nos.rename('pid.new', 'pid')"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none of these signals")
+@pytest.mark.parametrize("sent", ["SIGKILL", "SIGHUP"])
+def test_a_report_that_is_ended_takes_its_kernel_along(project, sent):
+    project.notebook("sleeps", "# Sleeps", SLEEPS, "time.sleep(600)")
+    spec = project.spec("entries: [{notebook: sleeps}]")
+    command = [sys.executable, "-m", "kaviz.cli", "report", spec, "--out", project.root / "out"]
+    report = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pid = project.root / "pid"
+    _until(pid.exists, seconds=300)
+    kernel = psutil.Process(int(pid.read_text()))
+    os.kill(report.pid, getattr(signal, sent))
+    report.wait(30)
+    _until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, seconds=30)
+
+
+def _until(happened, seconds):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_notebook_whose_page_cannot_be_made_does_not_end_the_report(project, monkeypatch):
+    for name in ("bad", "good"):
+        project.notebook(name, f"# {name.title()}")
+    spec = load_spec(project.spec("entries: [{notebook: bad}, {notebook: good}]"))
+    child = project.root / "child.py"
+    child.write_text(
+        "import json, pathlib, shutil, sys\njob = json.load(open(sys.argv[1]))\n"
+        "shutil.copyfile(job['notebook'], job['output'])\n"
+        "if 'bad' in job['output']: pathlib.Path(job['output']).with_name('metrics.json').write_text('{')"
+    )
+    monkeypatch.setattr("kaviz.reports.run._CHILD", child)
+    out = project.root / "out"
+    assert not run_report(spec, out)
+    bad, good = soup(out / "index.html").select(".card")
+    assert "no page can be made of it: JSONDecodeError" in bad.get_text()
+    assert metrics(out / "bad")["status"] == "failed"
+    assert good.select_one(".badge").get_text() == "done"
 
 
 def test_a_rerun_replaces_the_entry_and_leaves_the_rest(report):

@@ -101,6 +101,8 @@ def test_a_wrong_parameter_is_refused(study, parameters, said):
         ("entries: [{notebook: train, time: 3}]", "did you mean 'timeout'"),
         ("entries: [{notebook: train, timeout: 0}]", "timeout must be a number of seconds"),
         ("entries: [{notebook: train, timeout: .inf}]", "timeout must be a number of seconds"),
+        ("entries: [{notebook: train, timeout: 1%s}]" % ("0" * 400), "at most 1,000,000, not 10000"),
+        ("entries: [{notebook: train, timeout: 0x1%s}]" % ("0" * 4000), "not a number of thousands of digits"),
         ("entries: [{notebook: train, timeout: .nan}]", "timeout must be a number of seconds"),
         ("entries: [{notebook: train, parameters: []}]", "parameters must be a mapping, not []"),
         ("parameters: 0\nentries: [{notebook: train}]", "parameters must be a mapping, not 0"),
@@ -111,13 +113,45 @@ def test_a_wrong_parameter_is_refused(study, parameters, said):
         ("entries: [{notebook: train}, {notebook: train}]", "2 entries are called 'train'"),
         ("entries: [{notebook: plain, parameters: {x: 1}}]", "no cell with the tag 'parameters'"),
         ("parameters: {rums: x}\nentries: [{notebook: train}]", "shared parameter 'rums'"),
+        ("entries: [{notebook: train, name: %s}]" % ("x" * 101), "100 at most"),
+        ("title: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
+        ("entries: [{notebook: train, parameters: {epochs: %s}}]" % ("[" * 90 + "]" * 90), "a list, where"),
+        ("entries: &all [*all]", "more than 10,000 values"),
+        ("entries: &all {notebook: train, parameters: *all}", "more than 10,000 values"),
+        (
+            "\n".join(["a: &a0 [x, x]", *(f"{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))]),
+            "10,000",
+        ),
         ("entries: [train]", "must be a mapping with a notebook"),
     ],
 )
 def test_a_wrong_spec_is_refused(study, text, said):
     problems = problems_of(study, text)
     assert any(said in problem for problem in problems)
-    assert not any("\n" in problem for problem in problems)
+    assert not any("\n" in problem or len(problem) > 400 for problem in problems)
+
+
+def test_a_spec_may_lie_anywhere_and_name_notebooks_by_path(study, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own.ipynb").write_bytes((study.root / "notebooks" / "plain.ipynb").read_bytes())
+    path = elsewhere / "mine.yaml"
+    path.write_text(
+        f"entries: [{{notebook: {study.root}/notebooks/train.ipynb}}, {{notebook: own}}, {{notebook: plain}}, "
+        "{notebook: ../project/notebooks/plain.ipynb, name: again}]"
+    )
+    monkeypatch.chdir(study.root / "notebooks")
+    spec = load_spec(path)
+    assert spec.root == study.root  # that of the current folder, as the spec is in no project
+    assert [entry.notebook.resolve() for entry in spec.entries] == [
+        study.root / "notebooks" / "train.ipynb",
+        elsewhere / "own.ipynb",
+        study.root / "notebooks" / "plain.ipynb",
+        study.root / "notebooks" / "plain.ipynb",
+    ]
+    monkeypatch.chdir(tmp_path)
+    path.write_text("entries: [{notebook: own}]")
+    assert load_spec(path).root == elsewhere
 
 
 def test_a_spec_without_utf_8_is_refused_by_name(study):
