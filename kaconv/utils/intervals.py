@@ -34,6 +34,27 @@ def wilson_interval(error: float, n: int) -> tuple[float, float]:
     return float(100 * max(centre - half, 0)), float(100 * min(centre + half, 1))
 
 
+def no_better_than_chance(labels: Sequence[int], predictions: Sequence[int]) -> bool:
+    """Whether predictions are right no more often than chance would have it.
+
+    Chance gives every sample the label that is most frequent among them. A one-sided exact binomial test at 5 % must
+    rule it out; of a single class, where chance is always right, nothing can.
+
+    Args:
+        labels: the true classes, (n,).
+        predictions: the predicted classes, (n,).
+
+    Raises:
+        ValueError: if there are none, or not as many predictions as labels.
+    """
+    truth, guesses = np.asarray(labels), np.asarray(predictions)
+    if truth.shape != guesses.shape or truth.ndim != 1 or not len(truth):
+        raise ValueError(f"there must be a prediction for each label, got shapes {truth.shape} and {guesses.shape}")
+    chance = float(np.unique(truth, return_counts=True)[1].max()) / len(truth)
+    test = stats.binomtest(int((truth == guesses).sum()), len(truth), chance, alternative="greater")
+    return bool(test.pvalue > 1 - CONFIDENCE)
+
+
 def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
     """95 % interval of a difference of two shares of the same `n` pictures, in percentage points.
 
@@ -43,7 +64,7 @@ def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
         more: pictures that count for the first share only.
         fewer: pictures that count for the second share only.
     """
-    z, n, more, fewer = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
-    centre = (more - fewer) / n
-    half = z * np.sqrt(more + fewer - (more - fewer) ** 2 / n) / n
+    z, total, gained, lost = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
+    centre = (gained - lost) / total
+    half = z * np.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
     return float(100 * max(centre - half, -1)), float(100 * min(centre + half, 1))
