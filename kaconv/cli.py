@@ -373,8 +373,8 @@ Pictures are prepared as the checkpoint says; for ImageNet that is the paper's w
 unless it was trained in another. RESULT.json says which, and where its figures come from: the checkpoint's sha256, the
 machine, the versions, kaconv's commit, the command and the date. `kaconv table` shows the results in reports/results.
 
-Where statistics of batch norm that are recomputed from 500 training images (test images, without their labels, where
-there are none) lower the error of 500 test images by 5 percentage points or more, and beyond chance, a line on stderr
+Where statistics of batch norm that are recomputed from up to 500 training images (test images, without their labels,
+where there are none) lower the error of up to 500 test images by 5 percentage points or more, and beyond chance, a line on stderr
 says so.
 
 DIR gets per_class.csv (index, class, n, top1_error and top5_error in percent, most_frequent_mistake, times) and

@@ -174,9 +174,10 @@ def evaluate_checkpoint(
         fresh_statistics: a file to write the checkpoint to with the statistics of its batch norms recomputed from up
             to 2,000 training images; the error with them is measured on all test images.
 
-    Without `fresh_statistics`, 500 training images (test images, without their labels, where there is no training
-    split) and 500 test images tell whether it would help: the log says so if the error of these test images falls by
-    5 percentage points or more, and by more than chance (the 95 % interval of the paired difference is above 0).
+    Without `fresh_statistics`, a sample tells whether it would help: up to 500 training images (test images, without
+    their labels, where there is no training split), but no more than were tested or 100, and up to 500 test images. The
+    log says so if the error of these test images falls by 5 percentage points or more, and by more than chance (the
+    95 % interval of the paired difference is above 0).
 
     Returns:
         A JSON-able dict: model, data, n, top1_error and top5_error (percent; the latter None for five classes or
@@ -257,7 +258,7 @@ def _with_fresh_statistics(
     images = len(cast(Sized, data.train if data.train is not None else data.test))
     if not has_batch_norm(model) or images < 2:
         return None, model
-    most = None if whole else SAMPLE
+    most = None if whole else min(SAMPLE, max(evaluation.n, FRESH_BATCH))
     fresh = with_fresh_statistics(
         model, data, batch_size=min(batch_size, FRESH_BATCH), seed=0, workers=workers, most=most
     )
