@@ -374,8 +374,8 @@ unless it was trained in another. RESULT.json says which, and where its figures 
 machine, the versions, kaconv's commit, the command and the date. `kaconv table` shows the results in reports/results.
 
 Where statistics of batch norm that are recomputed from up to 500 training images (test images, without their labels,
-where there are none) lower the error of up to 500 test images by 5 percentage points or more, and beyond chance, a line on stderr
-says so.
+where there are none) lower the error of up to 500 test images by 5 percentage points or more, and beyond chance, a
+line on stderr says so.
 
 DIR gets per_class.csv (index, class, n, top1_error and top5_error in percent, most_frequent_mistake, times) and
 mistakes.csv, the 100 most confident ones (picture, index, class, predicted_index, predicted_class, probability,
