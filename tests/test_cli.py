@@ -1,8 +1,10 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from kaconv.paper.published import TABLE
 from kaconv.paper.table import table_row
 from kaconv.training import trainer
 
+ROOT = Path(__file__).parents[1]
 TRAIN = [
     "train",
     "--model",
@@ -210,3 +213,23 @@ def test_list_takes_a_pattern(capsys):
     assert main(["list", "ka_resnet50_*"]) == 0
     assert capsys.readouterr().out == "ka_resnet50_h\nka_resnet50_l\n"
     assert "no model matches 'nothing'; there are " in error_of(capsys, ["list", "nothing"])
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the reader is missed at the end, or in the middle of the command
+def test_a_reader_who_has_seen_enough_ends_a_command_quietly(unbuffered):
+    command = f"{sys.executable} -m kaconv list | head -0; exit ${{PIPESTATUS[0]}}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
+
+
+def test_a_name_of_two_million_letters_is_not_echoed(capsys, tmp_path):
+    message = error_of(capsys, ["train", "--model", "A" * 2_000_000, "--out", tmp_path / "a"])
+    assert len(message) < 1100
+    assert message.endswith("resnet29_cifar, resnet50, resnext50_32x4d\n")
+    assert "characters left out" in error_of(capsys, ["predict", "--checkpoint", "A" * 2_000_000, "a.png"])
+
+
+def test_an_error_obeys_no_escape(capsys, tmp_path):
+    message = error_of(capsys, ["train", "--model", "\x1b[2Jresnet\nx", "--out", tmp_path / "a"])
+    assert "\x1b" not in message

@@ -1,9 +1,11 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,38 @@ with kaconv.AttentionCapture(model) as capture:
 assert all(parameter.grad is not None for parameter in model.parameters())
 assert capture.record().entropy("layer1.0.conv2").max() <= 1.0001
 """
+
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory) -> Path:
+    """What an editable installation of a clone named kaconv puts into site-packages; the clone is beside it."""
+    folder = tmp_path_factory.mktemp("above")
+    clone, wheel, installed = (folder / name for name in ("kaconv", "wheel", "site-packages"))
+    for package in ("kaconv", "kaviz"):
+        shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    wheel.mkdir()
+    build = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, wheel], cwd=clone, check=True, capture_output=True)
+    (built,) = wheel.glob("*.whl")
+    zipfile.ZipFile(built).extractall(installed)
+    return installed
+
+
+def test_an_editable_installation_is_found_from_the_folder_above_the_clone(editable):
+    """There, the clone itself would do as a package without a name in it."""
+    code = f"""
+import site, sys
+sys.path.insert(0, "")
+site.addsitedir({str(editable)!r})
+import kaconv, kaviz
+print(kaconv.__version__, kaconv.__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], cwd=editable.parent, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [kaconv.__version__, str(editable.parent / "kaconv" / "kaconv" / "__init__.py")]
 
 
 def name_of(requirement):

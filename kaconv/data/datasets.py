@@ -2,7 +2,10 @@
 
 import contextlib
 import difflib
+import hashlib
 import io
+import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +21,13 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 from torchvision.transforms.functional import pil_to_tensor
 
 from kaconv.data.photos import Photos
-from kaconv.data.pictures import load_rgb, load_tensor, load_upright
+from kaconv.data.pictures import load_rgb, load_tensor, load_upright, picture_files
 from kaconv.data.preprocessing import CIFAR10, DIGITS, FAKE, FASHION_MNIST, IMAGENET, Preprocessing
 from kaconv.data.wnids import IMAGENET_WNIDS
+from kaconv.utils.checks import MOST_PIXELS, SPLIT_RULE, VAL_FRACTION, check_values, or_none, whole
+from kaconv.utils.text import printable
 
+_LOGGER = logging.getLogger("kaconv")
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer
 
 
@@ -37,6 +43,7 @@ class DataBundle:
     test: Dataset
     classes: list[str]
     preprocessing: Preprocessing
+    note: str = ""  # how the splits came about, where that has to be said
 
 
 class TensorImages(Dataset):
@@ -58,6 +65,7 @@ def load_data(
     image_size: int | None = None,
     *,
     preprocessing: Preprocessing | None = None,
+    val_fraction: float = VAL_FRACTION,
 ) -> DataBundle:
     """Load a data set by its spec.
 
@@ -66,7 +74,9 @@ def load_data(
     under `root`, else downloaded there); `imagenet:PATH` (train/ and val/, each with the 1000 wnid folders);
     `folder:PATH` (train/ and val/ or test/, each with one folder per class); `cifar10_folder:PATH` (the same for
     CIFAR-10 as image files, kept in memory and preprocessed as `cifar10` is); `fake` (noise, for trying out).
-    A folder may lack train/: it is good for evaluation. Its pictures are upright, as `open_image` reads them;
+    A folder may lack train/: it is good for evaluation. A folder of class folders alone is split: `val_fraction` of
+    each class are its test images, chosen by a hash of their names, so that they are the same ones everywhere and
+    stay so when others are added. Its images are upright, as `open_image` reads them;
     ImageNet's and Imagenette's stay as they are stored, as is usual for them.
 
     `image_size` changes the size of the model's input from the data set's usual one. `preprocessing` replaces all of
@@ -75,10 +85,15 @@ def load_data(
     """
     name, path = parse_spec(spec)
     usual, load = SPECS[name]
-    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
-        raise ValueError(f"image_size must be a whole number >= 1, got {image_size!r}")
+    check_values({"image_size": image_size}, {"image_size": or_none(whole(1, MOST_PIXELS))})
+    check_values({"val_fraction": val_fraction}, {"val_fraction": SPLIT_RULE})
     preprocessing = (preprocessing or usual).at(image_size)
-    train, test, classes = load(Path(path or root).expanduser(), preprocessing)
+    where = Path(path or root).expanduser()
+    if name == "folder":
+        _name_what_is_passed_over(where)
+        if _is_unsplit(where):
+            return _split(spec, where, preprocessing, val_fraction)
+    train, test, classes = load(where, preprocessing)
     return DataBundle(spec, train, test, classes, preprocessing)
 
 
@@ -205,6 +220,54 @@ def _folder(path: Path, preprocessing: Preprocessing, load: Load = load_upright)
     return train, test, test.classes
 
 
+def _is_unsplit(path: Path) -> bool:
+    """Whether a folder holds folders, but none of the splits."""
+    folders = [item.name for item in path.iterdir() if item.is_dir()] if path.is_dir() else []
+    return bool(folders) and not {"train", "val", "test"} & set(folders)
+
+
+def _split(spec: str, path: Path, preprocessing: Preprocessing, val_fraction: float) -> DataBundle:
+    train = training_pictures(path, preprocessing, load_upright)
+    test = _test_pictures(path, preprocessing, load_upright)
+    samples = train.samples
+    tested = _chosen_by_name(path, samples, train.classes, val_fraction)
+    _keep(train, [sample for sample in samples if sample[0] not in tested])
+    _keep(test, [sample for sample in samples if sample[0] in tested])
+    note = (
+        f"{path} has no val/ or test/: {len(test)} of its {len(samples)} images, {val_fraction:.0%} of each class, are "
+        "kept for testing; their names decide which"
+    )
+    return DataBundle(spec, train, test, test.classes, preprocessing, note)
+
+
+def _chosen_by_name(path: Path, samples: list[tuple[str, int]], classes: list[str], share: float) -> set[str]:
+    """Images to test on: of each class those whose names, relative to `path`, have the lowest hashes."""
+    files_of: list[list[str]] = [[] for _ in classes]
+    for file, label in samples:
+        files_of[label].append(file)
+    chosen: set[str] = set()
+    for name, files in zip(classes, files_of, strict=True):
+        if len(files) < 2:
+            raise ValueError(f"class {name!r} in {path.resolve()} has a single image; to train and to test takes two")
+        files.sort(key=lambda file: hashlib.sha256(os.fsencode(Path(file).relative_to(path).as_posix())).digest())
+        chosen.update(files[: min(max(round(share * len(files)), 1), len(files) - 1)])
+    return chosen
+
+
+def _keep(dataset: datasets.ImageFolder, samples: list[tuple[str, int]]) -> None:
+    dataset.samples = dataset.imgs = samples
+    dataset.targets = [label for _, label in samples]
+
+
+def _name_what_is_passed_over(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # no picture at all: what follows says so
+        files = [file for file in picture_files(path) if file.suffix.lower() not in datasets.folder.IMG_EXTENSIONS]
+        if files:
+            endings = ", ".join(sorted({file.suffix.lower() for file in files}))
+            names = printable(_some([str(file) for file in files]))
+            _LOGGER.warning("%d %s files are passed over; convert them to JPEG or PNG: %s", len(files), endings, names)
+
+
 def _imagenet(path: Path, preprocessing: Preprocessing) -> Splits:
     train, test, wnids = _folder(path, preprocessing, load_rgb)  # as stored: so were the published figures measured
     missing, unknown = sorted(IMAGENET_WNIDS - set(wnids)), sorted(set(wnids) - IMAGENET_WNIDS)
@@ -240,7 +303,10 @@ def _split_folders(path: Path) -> tuple[Path | None, Path]:
     test = next((path / name for name in ("val", "test") if (path / name).is_dir()), None)
     if test is None:
         found = sorted(item.name for item in path.iterdir())
-        raise FileNotFoundError(f"looked for val/ or test/ (and train/) in {path.resolve()}, found {_some(found)}")
+        hint = f"; folder:{path / 'train'} takes a share of that for testing" if (path / "train").is_dir() else ""
+        raise FileNotFoundError(
+            f"looked for val/ or test/ (and train/) in {path.resolve()}, found {_some(found)}{hint}"
+        )
     return (path / "train" if (path / "train").is_dir() else None), test
 
 

@@ -1,6 +1,7 @@
 """The doors through which a file becomes a picture: the data sets', and that of predictions and uploads."""
 
 import contextlib
+import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
+# Of pictures that cameras make and Pillow does not read: to be named, not to be passed over in silence.
+UNREAD_ENDINGS = {".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 _BACKGROUND = "white"  # what most pictures with transparent parts are made to be seen on
 
 
@@ -48,6 +51,22 @@ def load_upright(path: str) -> Image.Image:
 def load_tensor(path: str, load: Callable[[str], Image.Image]) -> Tensor:
     """The picture that `load` reads, as uint8 (3, H, W)."""
     return pil_to_tensor(load(path))
+
+
+def picture_files(folder: str | Path) -> list[Path]:
+    """The pictures in a folder and all below it, sorted: files with the ending of a picture, readable or not.
+
+    Hidden files and folders are left out. FileNotFoundError if there are none.
+    """
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN} | UNREAD_ENDINGS
+    folder, files = Path(folder), []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    pictures = sorted(path for path in files if path.suffix.lower() in endings)
+    if not pictures:
+        raise FileNotFoundError(f"there are no pictures in {folder}")
+    return pictures
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -85,7 +104,8 @@ def read_image(file: Path | BinaryIO, name: str, *, longest: int | None = None) 
                 image.load()
                 return _as_seen(image)
         except Image.UnidentifiedImageError:
-            raise ValueError(f"cannot read the picture {name}: it is in no known format") from None
+            advice = "; convert it to JPEG or PNG" if Path(name).suffix.lower() in UNREAD_ENDINGS else ""
+            raise ValueError(f"cannot read the picture {name}: it is in no known format{advice}") from None
         except Exception as error:  # damaged data make some decoders raise nearly everything
             raise ValueError(f"cannot read the picture {name}: {error or type(error).__name__}") from None
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from kaconv.utils.checks import MOST_PIXELS, is_number, or_none, whole
+from kaconv.utils.text import short_repr
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -47,12 +50,18 @@ class Preprocessing:
         return (images * std + mean).clamp(0, 1)
 
     def at(self, image_size: int | None) -> "Preprocessing":
-        """The same for another `image_size`: `resize` and `padding` scale along. None changes nothing."""
+        """The same for another `image_size`: `resize` and `padding` scale along. None changes nothing.
+
+        ValueError if images would have more than 8,192 pixels a side.
+        """
         if image_size is None:
             return self
         scale = image_size / self.image_size
         padding = None if self.padding is None else round(self.padding * scale)
-        return replace(self, image_size=image_size, resize=round(self.resize * scale), padding=padding)
+        resize = round(self.resize * scale)
+        if not _ALLOWED["resize"](resize):
+            raise ValueError(f"image_size {image_size} is too large: images would be resized to {resize} pixels")
+        return replace(self, image_size=image_size, resize=resize, padding=padding)
 
     def to_dict(self) -> dict:
         """JSON-able."""
@@ -69,10 +78,10 @@ class Preprocessing:
         try:
             preprocessing = cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"incomplete preprocessing {values}: {error}") from None
+            raise ValueError(f"incomplete preprocessing {short_repr(values)}: {error}") from None
         bad = [name for name, is_allowed in _ALLOWED.items() if not is_allowed(getattr(preprocessing, name))]
         if bad:
-            raise ValueError(f"bad preprocessing: {', '.join(f'{name} {values[name]!r}' for name in bad)}")
+            raise ValueError(f"bad preprocessing: {', '.join(f'{name} {short_repr(values[name])}' for name in bad)}")
         return preprocessing
 
     def resizing(self) -> v2.Transform:
@@ -84,16 +93,16 @@ class Preprocessing:
 
 
 def _is_three_numbers(values: tuple) -> bool:
-    return len(values) == 3 and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    return len(values) == 3 and all(is_number(math.isfinite)(value) for value in values)
 
 
 _ALLOWED: dict[str, Callable[[Any], bool]] = {
-    "image_size": lambda value: type(value) is int and value >= 1,
-    "resize": lambda value: type(value) is int and value >= 1,
+    "image_size": whole(1, MOST_PIXELS)[1],
+    "resize": whole(1, MOST_PIXELS)[1],
     "interpolation": lambda value: value in [mode.value for mode in v2.InterpolationMode],
     "mean": _is_three_numbers,
     "std": lambda values: _is_three_numbers(values) and min(values) > 0,
-    "padding": lambda value: value is None or (type(value) is int and value >= 0),
+    "padding": or_none(whole(0, MOST_PIXELS))[1],
     "flip": lambda value: isinstance(value, bool),
 }
 

@@ -1,10 +1,14 @@
 """Pictures that cannot be read: named, counted, and passed over up to a limit."""
 
 import logging
+from collections.abc import Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from kaconv.utils.text import printable
 
 UNREADABLE = -1  # the label of what stands for an unreadable picture, see `tolerant`
 _LOGGER = logging.getLogger("kaconv")
@@ -20,7 +24,7 @@ class _Tolerant(Dataset):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(cast(Sized, self.dataset))
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
@@ -44,7 +48,7 @@ def describe_sample(dataset: Dataset, index: int) -> str:
     return f"sample {index}" if samples is None else str(samples[own_index][0])
 
 
-def _innermost(dataset: Dataset, index: int) -> tuple[Dataset, int]:
+def _innermost(dataset: Any, index: int) -> tuple[Any, int]:
     """What a `Subset` or another wrapper is made of, and the sample's index there."""
     while hasattr(dataset, "dataset"):
         index = dataset.indices[index] if hasattr(dataset, "indices") else index
@@ -52,7 +56,7 @@ def _innermost(dataset: Dataset, index: int) -> tuple[Dataset, int]:
     return dataset, index
 
 
-def _blank(dataset: Dataset) -> Tensor:
+def _blank(dataset: Any) -> Tensor:
     with torch.random.fork_rng(devices=[]):  # the random crop must not shift those of the pictures after it
         return torch.zeros_like(dataset.transform(torch.zeros(3, 8, 8, dtype=torch.uint8)))
 
@@ -74,7 +78,7 @@ class BrokenPictures:
         """Look through a batch's labels; ValueError if there are now too many."""
         for index in indices[labels == UNREADABLE].tolist():
             self.names.append(describe_sample(self.dataset, index))
-            _LOGGER.warning("%s cannot be read and is passed over", self.names[-1])
+            _LOGGER.warning("%s cannot be read and is passed over", printable(self.names[-1]))
         self.check()
 
     def check(self) -> None:

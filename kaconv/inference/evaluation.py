@@ -3,10 +3,11 @@
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,17 +18,23 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from kaconv.data.datasets import load_data, parse_spec
+from kaconv.data.datasets import DataBundle, load_data, parse_spec
 from kaconv.data.preprocessing import IMAGENET, Preprocessing
 from kaconv.data.unreadable import UNREADABLE, BrokenPictures, describe_sample, tolerant
-from kaconv.models.checkpoints import load_checkpoint
+from kaconv.inference.fresh_statistics import PICTURES, has_batch_norm, with_fresh_statistics
+from kaconv.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from kaconv.models.weights import weights_path
-from kaconv.utils.checks import EVALUATION_RULES, check_values, file_in_the_way
+from kaconv.utils.checks import EVALUATION_RULES, VAL_FRACTION, check_values, file_in_the_way
 from kaconv.utils.files import write_text
+from kaconv.utils.intervals import paired_interval
 from kaconv.utils.modes import evaluating
 from kaconv.utils.provenance import provenance
 
 MAX_BROKEN = 10
+SAMPLE = 500  # images that tell whether fresh statistics would help: a small part of a usual evaluation
+FRESH_BATCH = 100  # a few batches of the sample, each large enough
+WORTH_A_WARNING = 5.0  # percentage points
+_LOGGER = logging.getLogger("kaconv")
 MOST_MISTAKES = 100
 PER_CLASS, MISTAKES = "per_class.csv", "mistakes.csv"
 HEADERS = {
@@ -46,7 +53,7 @@ class Evaluation:
     """Errors in percent and mean cross-entropy over `n` samples; and, in the data set's order, what they come from."""
 
     top1_error: float
-    top5_error: float
+    top5_error: float | None  # None for five classes or fewer, of which every label is among the five best
     loss: float
     n: int
     labels: np.ndarray  # (n,)
@@ -69,8 +76,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on every sample of a data set, each once, on the device where the model is.
 
-    Every part of the model comes back in the mode (training or evaluation) it had. With fewer than five classes the
-    top-5 error is 0. Several processes share the samples, each taking a run of them, and all return the whole result.
+    Every part of the model comes back in the mode (training or evaluation) it had. With five classes or fewer there is
+    no top-5 error. Several processes share the samples, each taking a run of them, and all return the whole result.
 
     Args:
         dataset: yields (3 x H x W tensor, int label). A label that the model has no output for is never right, and the
@@ -84,13 +91,14 @@ def evaluate(
         ValueError: for an empty data set, or if more than `max_broken` pictures are unreadable, or all of them.
         FloatingPointError: if the model's outputs are not all finite.
     """
-    if len(dataset) == 0:
+    size = len(cast(Sized, dataset))
+    if size == 0:
         raise ValueError("there are no samples to evaluate on")
     accelerator = accelerator or make_accelerator()
     # Not wrapped for training: the wrapper would wait for processes that have fewer batches.
     model = accelerator.unwrap_model(model)
     device = next(model.parameters()).device
-    mine = _share(len(dataset), accelerator)
+    mine = _share(size, accelerator)
     loader = DataLoader(
         tolerant(Subset(dataset, mine)),
         batch_size,
@@ -114,8 +122,8 @@ def evaluate(
     parts = gather_object([(batches, broken.names)])
     broken.names = [name for _, names in parts for name in names]
     broken.check()
-    if len(broken.names) == len(dataset):
-        raise ValueError(f"none of the {len(dataset)} pictures to evaluate on can be read: {broken.names[0]}, ...")
+    if len(broken.names) == size:
+        raise ValueError(f"none of the {size} pictures to evaluate on can be read: {broken.names[0]}, ...")
     batches = [batch for batches, _ in parts for batch in batches]
     logits, labels, indices = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
     return _evaluation(logits, labels, indices, broken.names)
@@ -137,7 +145,7 @@ def _evaluation(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tenso
     known = labels < classes
     return Evaluation(
         top1_error=100 * (n - int(right[:, 0].sum())) / n,
-        top5_error=100 * (n - int(right.sum())) / n,
+        top5_error=100 * (n - int(right.sum())) / n if classes > 5 else None,
         loss=F.cross_entropy(logits[known].double(), labels[known]).item(),
         n=n,
         labels=labels.numpy(),
@@ -158,6 +166,7 @@ def evaluate_checkpoint(
     *,
     max_broken: int = MAX_BROKEN,
     details: str | Path | None = None,
+    fresh_statistics: str | Path | None = None,
     progress: bool = True,
 ) -> dict:
     """Evaluate a checkpoint on a data set's test split, prepared as the checkpoint says: a result to keep.
@@ -165,14 +174,25 @@ def evaluate_checkpoint(
     Args:
         max_broken: see `evaluate`.
         details: a folder to write `write_details`' files to.
+        fresh_statistics: a file to write the checkpoint to with the statistics of its batch norms recomputed from up
+            to 2,000 training images; the error with them is measured on all test images.
+
+    Without `fresh_statistics`, a sample tells whether it would help: up to 500 training images (test images, without
+    their labels, where there is no training split), but no more than were tested or 100, and up to 500 test images. The
+    log says so if the error of these test images falls by 5 percentage points or more, and by more than chance (the
+    95 % interval of the paired difference is above 0).
 
     Returns:
-        A JSON-able dict: model, data, n, top1_error and top5_error (percent), loss, skipped (names of unreadable
+        A JSON-able dict: model, data, n, top1_error and top5_error (percent; the latter None for five classes or
+        fewer), loss, fresh_statistics (None for a model without batch norm; else n, the test images that were asked,
+        top1_error_before and top1_error of these, interval of the difference, images, from whose statistics, and
+        split, where these come from), skipped (names of unreadable
         pictures), image_size, preprocessing (all fields), protocol ("paper" for ImageNet pictures prepared as in the
         paper, else "checkpoint"), checkpoint (the file's name), sha256 (the file's), provenance.
 
     Raises:
-        ValueError: for a bad number or folder, or if the model was trained for other classes; and the errors of
+        ValueError: for a bad number or folder, if the model was trained for other classes, or for fresh statistics
+            without batch norm or a training split; and the errors of
             `load_checkpoint`, `load_data` and `evaluate`.
     """
     numbers = {"batch_size": batch_size, "workers": workers, "max_broken": max_broken}
@@ -180,15 +200,24 @@ def evaluate_checkpoint(
     if details is not None:
         check_details_folder(Path(details))
     checkpoint = load_checkpoint(path)
-    data = load_data(spec, root, preprocessing=checkpoint.preprocessing)
+    data = load_data(spec, root, preprocessing=checkpoint.preprocessing, val_fraction=_val_fraction_of(checkpoint.info))
     _check_classes(checkpoint.classes, data.classes, spec)
+    if fresh_statistics is not None and (data.train is None or not has_batch_norm(checkpoint.model)):
+        lack = f"data {spec!r} has no train/ folder" if data.train is None else f"{checkpoint.name} has no batch norm"
+        raise ValueError(f"statistics cannot be recomputed: {lack}")
     accelerator = make_accelerator()
     model = checkpoint.model.to(accelerator.device)
     evaluation = evaluate(model, data.test, **numbers, progress=progress, accelerator=accelerator)
+    options = {"batch_size": batch_size, "workers": workers, "progress": progress, "accelerator": accelerator}
+    recomputed, model = _with_fresh_statistics(model, data, evaluation, fresh_statistics is not None, **options)
     if details is not None and accelerator.is_main_process:
         write_details(Path(details), evaluation, data.classes, data.test)
     with weights_path(path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if fresh_statistics is None:
+        _warn_of_statistics(recomputed)
+    elif accelerator.is_main_process:  # now that the file, which this may replace, has been read
+        _save(fresh_statistics, checkpoint, model, recomputed)
     return {
         "model": checkpoint.name,
         "data": spec,
@@ -196,6 +225,7 @@ def evaluate_checkpoint(
         "top1_error": evaluation.top1_error,
         "top5_error": evaluation.top5_error,
         "loss": evaluation.loss,
+        "fresh_statistics": recomputed,
         "skipped": evaluation.skipped,
         "image_size": checkpoint.preprocessing.image_size,
         "preprocessing": checkpoint.preprocessing.to_dict(),
@@ -204,6 +234,93 @@ def evaluate_checkpoint(
         "sha256": digest,
         "provenance": provenance(),
     }
+
+
+def _val_fraction_of(info: dict) -> float:
+    """What the training that a checkpoint comes from took for testing, of a folder without splits."""
+    config = info.get("config")
+    return config.get("val_fraction", VAL_FRACTION) if isinstance(config, dict) else VAL_FRACTION
+
+
+def _with_fresh_statistics(
+    model: nn.Module,
+    data: DataBundle,
+    evaluation: Evaluation,
+    whole: bool,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+    accelerator: Accelerator,
+) -> tuple[dict | None, nn.Module]:
+    """What `evaluate_checkpoint` says of fresh statistics, and the model with them.
+
+    Args:
+        whole: recompute them from all images that `with_fresh_statistics` takes, and ask all test images.
+    """
+    images = len(cast(Sized, data.train if data.train is not None else data.test))
+    if not has_batch_norm(model) or images < 2:
+        return None, model
+    most = None if whole else min(SAMPLE, max(evaluation.n, FRESH_BATCH))
+    fresh = with_fresh_statistics(
+        model, data, batch_size=min(batch_size, FRESH_BATCH), seed=0, workers=workers, most=most
+    )
+    order = torch.randperm(evaluation.n, generator=torch.Generator().manual_seed(0))[:most].sort().values.numpy()
+    asked = Subset(data.test, evaluation.indices[order].tolist())
+    again = evaluate(
+        fresh,
+        asked,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        accelerator=accelerator,
+        max_broken=len(asked),
+    )
+    order = order[again.indices]  # a picture may have become unreadable
+    right, right_now = (evaluation.predictions == evaluation.labels)[order], again.predictions == again.labels
+    n = len(order)
+    interval = paired_interval(int((right_now & ~right).sum()), int((right & ~right_now).sum()), n)
+    recomputed = {
+        "n": n,
+        "top1_error_before": 100 * int((~right).sum()) / n,
+        "top1_error": again.top1_error,
+        "interval": list(interval),
+        "images": min(images, most or PICTURES),
+        "split": "test" if data.train is None else "train",
+    }
+    return recomputed, fresh
+
+
+def _warn_of_statistics(recomputed: dict | None) -> None:
+    if recomputed is None:
+        return
+    before, now, interval = recomputed["top1_error_before"], recomputed["top1_error"], recomputed["interval"]
+    if before - now < WORTH_A_WARNING or interval[0] <= 0:
+        return
+    trained = recomputed["split"] == "train"
+    advice = "; --fresh-statistics FILE.safetensors writes a checkpoint with them" if trained else ""
+    _LOGGER.warning(
+        "the statistics of the batch norms do not fit the weights: recomputed from %d %s images, the top-1 error of %d "
+        "test images is %.1f instead of %.1f %%%s",
+        recomputed["images"],
+        "training" if trained else "test",
+        recomputed["n"],
+        now,
+        before,
+        advice,
+    )
+
+
+def _save(path: str | Path, checkpoint: Checkpoint, model: nn.Module, recomputed: dict | None) -> None:
+    info = {key: value for key, value in checkpoint.info.items() if key not in ("test_error", "test_top5_error")}
+    save_checkpoint(
+        path,
+        model,
+        name=checkpoint.name,
+        classes=checkpoint.classes,
+        preprocessing=checkpoint.preprocessing,
+        info=info | {"fresh_statistics": recomputed},
+    )
 
 
 def _protocol(spec: str, preprocessing: Preprocessing) -> str:
@@ -226,8 +343,8 @@ def write_details(folder: Path, evaluation: Evaluation, classes: Sequence[str], 
     """Write what lies behind an evaluation as CSV files, UTF-8, with a header.
 
     per_class.csv, a line for each class: `index`; `class`, its name; `n`, its pictures; `top1_error` and `top5_error`
-    in percent (empty if there are no pictures); `most_frequent_mistake`, the wrong class that was predicted most
-    often (empty if none was), and how many `times`.
+    in percent (empty if there are no pictures, the latter also for five classes or fewer); `most_frequent_mistake`, the
+    wrong class that was predicted most often (empty if none was), and how many `times`.
 
     mistakes.csv, a line for each wrong prediction, the most confident first, 100 at most: `picture` (its path, or
     "sample 17"); `index` and `class`, the true one; `predicted_index` and `predicted_class`; `probability`, that of
@@ -248,8 +365,9 @@ def _class_row(index: int, evaluation: Evaluation, classes: Sequence[str]) -> tu
         return index, classes[index], 0, "", "", "", 0
     wrong = np.bincount(predicted[predicted != index], minlength=len(classes))
     mistake, times = int(wrong.argmax()), int(wrong.max())
-    top1, top5 = 100 * (predicted != index).mean(), 100 * (~evaluation.in_top5[of_class]).mean()
-    return index, classes[index], n, f"{top1:.2f}", f"{top5:.2f}", classes[mistake] if times else "", times
+    top1 = 100 * (predicted != index).mean()
+    top5 = "" if evaluation.top5_error is None else f"{100 * (~evaluation.in_top5[of_class]).mean():.2f}"
+    return index, classes[index], n, f"{top1:.2f}", top5, classes[mistake] if times else "", times
 
 
 def _mistake_row(place: int, evaluation: Evaluation, classes: Sequence[str], dataset: Dataset) -> tuple:

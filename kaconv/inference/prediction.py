@@ -1,13 +1,13 @@
 """Class names for picture files of all kinds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kaconv.data.pictures import check_resized_size, open_image
+from kaconv.data.pictures import check_resized_size, open_image, picture_files
 from kaconv.data.preprocessing import Preprocessing
 from kaconv.models.checkpoints import Checkpoint
 
@@ -27,11 +27,12 @@ def predict(
     It runs on the GPU if there is one.
 
     Args:
+        paths: of pictures, or of folders, which stand for all pictures in them (see `picture_files`).
         topk: how many classes of each picture to give; all where there are fewer.
         on_error: called with the error of each picture that cannot be read, which is then left out. None: raise it.
 
     Returns:
-        In the order of `paths`, a dict for each picture: `path`, and `topk`, a list, the most probable first, of dicts
+        In the order of `paths`, a dict for each image: `path`, and `topk`, a list, the most probable first, of dicts
         with `class` (its name), `index` and `probability`.
 
     Raises:
@@ -43,7 +44,7 @@ def predict(
     model = checkpoint.model.to(device)
     topk = min(topk, len(checkpoint.classes))
     results = []
-    shown = tqdm(paths, desc="predict", unit="img", leave=False, disable=None if progress else True)
+    shown = tqdm(_files(paths, on_error), desc="predict", unit="img", leave=False, disable=None if progress else True)
     for names, images in _batches(shown, checkpoint.preprocessing, on_error):
         with torch.no_grad():
             logits = model(images.to(device)).float().cpu()
@@ -57,8 +58,20 @@ def predict(
     return results
 
 
+def _files(paths: Sequence[str | Path], on_error: Callable[[Exception], None] | None) -> list[str | Path]:
+    files: list[str | Path] = []
+    for path in paths:
+        try:
+            files += picture_files(path) if Path(path).is_dir() else [path]
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+    return files
+
+
 def _batches(
-    paths: Sequence[str | Path], preprocessing: Preprocessing, on_error: Callable[[Exception], None] | None
+    paths: Iterable[str | Path], preprocessing: Preprocessing, on_error: Callable[[Exception], None] | None
 ) -> Iterator[tuple[list[str], Tensor]]:
     transform = preprocessing.eval_transform()
     names, images = [], []

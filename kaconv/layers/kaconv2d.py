@@ -1,6 +1,7 @@
 """KAConv2d: convolution, norm and activation with an attention over kernel positions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ class KAConv2d(nn.Module):
         kernel_size, stride, padding, dilation: an int, or a (height, width) pair. `padding=None` stands for
             `dilation * (kernel_size // 2)`, which keeps the size of the input where the kernel is odd and the
             stride is 1.
-        attention: "L" (light) or "H" (heavy) attention generator.
+        bias: False, as the convolution has none: the norms shift every position.
+        attention: "L" (light) or "H" (heavy) attention generator; small letters will do.
         reduction, min_hidden: the generator's hidden width is `max(out_channels // reduction, min_hidden)`.
         logit_bias: whether the attention logits have a bias (the paper's ResNets have, its ResNeXts and
             MobileNetV2s have not).
@@ -61,6 +63,7 @@ class KAConv2d(nn.Module):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         *,
+        bias: bool = False,
         attention: str = "L",
         reduction: int = 16,
         min_hidden: int = 32,
@@ -72,8 +75,11 @@ class KAConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if attention not in tuple(ATTENTION_GENERATORS):
+        letter = attention.upper() if isinstance(attention, str) else attention  # models' names have it small
+        if letter not in tuple(ATTENTION_GENERATORS):
             raise ValueError(f"unknown attention {attention!r}; choose from {', '.join(ATTENTION_GENERATORS)}")
+        if bias is not False:
+            raise ValueError(f"KAConv2d has no bias: its norms shift every position; got bias={bias!r}")
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
         for name, value in {**sizes, "reduction": reduction, "min_hidden": min_hidden}.items():
             if not _is_integer(value, least=1):
@@ -85,22 +91,22 @@ class KAConv2d(nn.Module):
         self.kernel_size = _pair("kernel_size", kernel_size, least=1)
         self.stride = _pair("stride", stride, least=1)
         self.dilation = _pair("dilation", dilation, least=1)
-        if padding is None:
-            padding = tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        self.padding = _pair("padding", padding, least=0)
+        (kh, kw), (dh, dw) = self.kernel_size, self.dilation
+        self.padding = _pair("padding", (dh * (kh // 2), dw * (kw // 2)) if padding is None else padding, least=0)
         self.groups = groups
-        self.attention = attention
+        self.attention = letter
         self.backend = ops.check_backend(backend)
 
         positions = self.kernel_size[0] * self.kernel_size[1]
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.norm = _position_norm(norm_layer, positions, out_channels)
         self.act = act_layer()
+        module: Any
         for module in self.act.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # it would overwrite what a hook on `norm` has seen
         hidden = max(out_channels // reduction, min_hidden)
-        self.attention_generator = ATTENTION_GENERATORS[attention](out_channels, positions, hidden, logit_bias)
+        self.attention_generator = ATTENTION_GENERATORS[letter](out_channels, positions, hidden, logit_bias)
         self.reset_parameters()
         self.to(device=device, dtype=dtype)
 
@@ -110,6 +116,7 @@ class KAConv2d(nn.Module):
         The fan-in of the kernel is that of one position, in_channels / groups: each is normalised by itself.
         """
         nn.init.normal_(self.weight, std=(2 * self.groups / self.in_channels) ** 0.5)
+        module: Any
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_normal_(module.weight)

@@ -21,6 +21,11 @@ from kaconv.utils.files import replacing
 
 CHECKSUM = "sha256"  # among the metadata
 METADATA_KEY = "kaconv"  # one key: safetensors writes several in no fixed order, and equal models should be equal files
+_OF_TORCH_SAVE = (
+    "it is a pickle, as torch.save writes, which can run code when it is read. Load it in the program that it comes "
+    "from and write the model with kaconv.models.checkpoints.save_checkpoint; for the authors' own there is "
+    "`kaconv convert`"
+)
 
 
 @dataclass
@@ -157,7 +162,8 @@ def _read(path: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
             metadata = (file.metadata() or {}).get(METADATA_KEY)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        reason = _OF_TORCH_SAVE if _is_of_torch_save(path) else str(error)
+        raise ValueError(f"{path} is not a safetensors file: {reason}") from None
     if metadata is None:
         raise ValueError(f"{path} is a safetensors file, but says no model name, classes and preprocessing for kaconv")
     try:
@@ -167,7 +173,7 @@ def _read(path: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
         facts = None if damaged else _facts(metadata)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: bad checkpoint metadata: {error}") from None
-    if damaged:
+    if facts is None:
         raise ValueError(f"{path}: damaged: its weights or its metadata are not those of its checksum")
     return facts, tensors
 
@@ -177,10 +183,16 @@ def _packaged(path: Path) -> str:
     return f", and the package's weights are {', '.join(list_weights())}" if path.parent == Path() else ""
 
 
+def _is_of_torch_save(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and path.suffix != ".safetensors")  # zip, or a bare pickle
+
+
 def _checksum(metadata: dict, tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 over the metadata and over each tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(json.dumps(metadata).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

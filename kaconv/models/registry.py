@@ -10,6 +10,7 @@ from torch import nn
 
 from kaconv.models.mobilenetv2 import mobilenetv2
 from kaconv.models.resnet import ResNet
+from kaconv.utils.text import short_repr
 
 # Builders take num_classes= and attention=, which is None for the plain model.
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {
@@ -46,7 +47,9 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def check_name(name: str) -> None:
     """ValueError, with close matches, if there is no model of this name."""
+    if not isinstance(name, str):
+        raise ValueError(f"a model's name must be text, got {short_repr(name)}")
     if name not in BUILDERS:
-        close = difflib.get_close_matches(str(name), BUILDERS, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name, BUILDERS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(list_models())}"
         raise ValueError(f"unknown model {name!r}; {hint}")

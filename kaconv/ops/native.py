@@ -47,9 +47,25 @@ def _built() -> Path:
         raise RuntimeError("there is no C++ compiler (c++, g++, clang++, or the environment variable CXX)")
     flags = [*_FLAGS, _WIDE] if torch.backends.cpu.get_cpu_capability() == "AVX512" else _FLAGS
     path = _cache_folder() / f"taps-{_key(compiler, flags)}.so"
-    if not path.exists():
+    if not _is_whole(path):
         _compile(compiler, flags, path)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there as it was built: a damaged one would end the process when it is loaded or called."""
+    try:
+        return _digest_path(path).read_text(encoding="ascii") == _digest(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compile(compiler: str, flags: list[str], path: Path) -> None:
@@ -60,7 +76,10 @@ def _compile(compiler: str, flags: list[str], path: Path) -> None:
         run = functools.partial(subprocess.run, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
         run([compiler, *flags, "-c", str(_SOURCE), "-o", str(compiled)])
         run([compiler, "-shared", str(compiled), "-o", str(linked)])
+        digest = Path(folder, "taps.sha256")
+        digest.write_text(_digest(linked), encoding="ascii")
         linked.replace(path)
+        digest.replace(_digest_path(path))  # last: until then the library counts as damaged
 
 
 def _cache_folder() -> Path:

@@ -11,8 +11,11 @@ from tqdm.auto import tqdm
 from kaconv.models import create_model
 from kaconv.models.complexity import complexity
 from kaconv.paper.published import TABLE, PublishedRow, as_printed
+from kaconv.utils.checks import PERCENT, Rule, check_values, whole
+from kaconv.utils.text import shortened
 
 RESULTS_DIR = Path("reports/results")
+_RULES: dict[str, Rule] = {"top1_error": PERCENT, "top5_error": PERCENT, "n": whole(1), "image_size": whole(1)}
 
 
 def table_row(published: PublishedRow, measured: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -77,20 +80,22 @@ def read_results(results_dir: Path) -> dict[str, dict[str, Any]]:
             if not result["data"].startswith("imagenet:"):
                 continue
             name, entry = str(result["model"]), _measured(result) | {"file": str(path)}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is not a result of `kaconv evaluate`: {error!r}") from error
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} is not a result of `kaconv evaluate`: {shortened(reason, 300)}") from None
         if name not in results or entry["provenance"]["date"] > results[name]["provenance"]["date"]:
             results[name] = entry
     return results
 
 
 def _measured(result: dict[str, Any]) -> dict[str, Any]:
+    check_values(result, _RULES)
     provenance = result["provenance"]
     return {
         "top1_error": float(result["top1_error"]),
         "top5_error": float(result["top5_error"]),
-        "n": int(result["n"]),
-        "image_size": int(result["image_size"]),
+        "n": result["n"],
+        "image_size": result["image_size"],
         "protocol": str(result["protocol"]),
         "provenance": provenance | {"date": str(provenance["date"])},
     }

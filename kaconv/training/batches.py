@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from kaconv.utils.seeds import mixed_seed
+
 Key = tuple[int, int]  # epoch and index of a picture
 
 
@@ -58,14 +60,3 @@ class StepBatches(Sampler[list[Key]]):
             parts = indices.tensor_split(self.processes * self.accumulation)
             for part in parts[self.rank * self.accumulation : (self.rank + 1) * self.accumulation]:
                 yield [(self.epoch, index) for index in part.tolist()]
-
-
-def mixed_seed(*numbers: int) -> int:
-    """A 63-bit seed for a tuple of numbers: similar tuples give unrelated seeds."""
-    mixed = 0
-    for number in numbers:  # splitmix64
-        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
-        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
-        mixed ^= mixed >> 31
-    return mixed >> 1

@@ -11,21 +11,28 @@ from pathlib import Path
 from kaconv.utils.checks import (
     EVALUATION_RULES,
     MOST_PICTURES,
+    MOST_PIXELS,
     MOST_SEED,
     MOST_WORKERS,
+    SPLIT_RULE,
+    TEXT,
     TRUE_OR_FALSE,
+    VAL_FRACTION,
     Rule,
     check_values,
     is_number,
     is_one_of,
+    or_none,
     whole,
 )
+from kaconv.utils.text import short_repr
 
 WARMUP_START = 0.1  # share of the learning rate in the first epoch of a warm-up
 STEP_MILESTONES = (0.3, 0.6, 0.9)  # shares of the epochs: 30, 60 and 90 of the paper's 100
 STEP_FACTOR = 0.1
 EXPONENTIAL_FACTOR = 0.92  # of each epoch, as the paper trains MobileNetV2
 TEMPERATURE_START = 30.0  # of the attention's softmax in the first step of a warm-up, as ODConv is trained
+_PLAIN = (str, int, float, Path, type(None))  # what a field may be
 # Fields that say where things lie and how the work is done, not what is trained.
 WHERE_ONLY = ("out", "data_root", "workers", "prefetch", "accumulation", "save_minutes", "max_broken", "keep_epochs")
 
@@ -73,6 +80,16 @@ class TrainConfig:
         False, "at the end, also test with batch norm's statistics recomputed from training pictures not augmented"
     )
     seed: int = _option(0, "seed of the initial weights, the order of the pictures and the augmentation")
+    weights: str | None = _option(
+        None, "what to start from: a checkpoint's path, or a name that create_model takes, such as torchvision"
+    )
+    freeze: str | None = _option(
+        None, "shell patterns of parameters that stay as they are, with commas between: 'conv1.*,layer1.*'"
+    )
+    val_fraction: float = _option(
+        VAL_FRACTION,
+        "share of each class to test on, for folder: data without val/ or test/; the file names decide which",
+    )
     data_root: str = _option("data/cache", "where downloaded data sets lie or go")
     image_size: int | None = _option(None, "side of the model's input in pixels, if not the data's usual one")
     workers: int = _option(0, "processes that load pictures; a few are worth it for data read from folders")
@@ -89,6 +106,7 @@ class TrainConfig:
 
         from kaconv.data.datasets import parse_spec
         from kaconv.models import create_model
+        from kaconv.training.fine_tuning import matching_parameters
 
         check_values(vars(self), _RULES)
         for name in ("warmup_epochs", "attention_warmup_epochs"):
@@ -96,7 +114,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be less than epochs ({self.epochs}), got {getattr(self, name)}")
         parse_spec(self.data)
         with torch.device("meta"):
-            create_model(self.model)
+            matching_parameters(create_model(self.model), self.freeze)
 
     def lr_factor(self, epoch: int) -> float:
         """What the learning rate is multiplied by in an epoch, counted from 0."""
@@ -121,7 +139,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict:
         """YAML- and JSON-able."""
-        return asdict(self) | {"out": str(self.out), "data_root": str(self.data_root)}  # may be Paths
+        weights = None if self.weights is None else str(self.weights)
+        return asdict(self) | {"out": str(self.out), "data_root": str(self.data_root), "weights": weights}  # or Paths
 
     def identity(self) -> dict:
         """The fields that decide what is trained: two runs with equal ones are the same run."""
@@ -140,13 +159,19 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "TrainConfig":
-        """Inverse of `to_dict`; missing fields take their defaults. ValueError for an unknown or a required one."""
+        """Inverse of `to_dict`; missing fields take their defaults.
+
+        ValueError for an unknown or a missing required field, or a value that is a list or a mapping.
+        """
         unknown = sorted(values.keys() - {item.name for item in fields(cls)})
         if unknown:
             raise ValueError(f"unknown config fields: {', '.join(unknown)}")
         missing = sorted({"model", "out"} - values.keys())
         if missing:
             raise ValueError(f"config fields missing: {', '.join(missing)}")
+        nested = next((name for name, value in values.items() if not isinstance(value, _PLAIN)), None)
+        if nested is not None:
+            raise ValueError(f"{nested} must be a single value, got {short_repr(values[nested])}")
         return cls(**values)
 
 
@@ -163,7 +188,7 @@ _RULES: dict[str, Rule] = {
     "epochs": whole(1),
     "batch_size": whole(2, MOST_PICTURES),  # batch norm cannot train on one picture
     "accumulation": whole(1, MOST_PICTURES),
-    "lr_batch_size": ("a whole number >= 1 or None", lambda value: value is None or whole(1)[1](value)),
+    "lr_batch_size": or_none(whole(1, MOST_PICTURES)),
     "nesterov": TRUE_OR_FALSE,
     "ema_decay": ("a number in [0, 1)", is_number(lambda value: 0 <= value < 1)),
     "sync_batch_norm": TRUE_OR_FALSE,
@@ -182,8 +207,11 @@ _RULES: dict[str, Rule] = {
     "attention_warmup": is_one_of("blend", "temperature"),
     "attention_warmup_epochs": whole(0),
     "fresh_statistics": TRUE_OR_FALSE,
+    "weights": ("a path, a name or None", lambda value: value is None or isinstance(value, str | Path)),
+    "freeze": or_none(TEXT),
+    "val_fraction": SPLIT_RULE,
     "data_root": ("a folder's path", lambda value: isinstance(value, str | Path)),
-    "image_size": ("a whole number >= 1 or None", lambda value: value is None or whole(1)[1](value)),
+    "image_size": or_none(whole(1, MOST_PIXELS)),
     "workers": EVALUATION_RULES["workers"],
     "mixed_precision": is_one_of("no", "bf16", "fp16"),
 }

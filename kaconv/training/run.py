@@ -7,6 +7,7 @@ training is at work, a lock.
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ from filelock import FileLock, Timeout
 from kaconv.models.checkpoints import Checkpoint, load_checkpoint
 from kaconv.training.config import TrainConfig
 from kaconv.training.state import state_files
-from kaconv.utils.checks import file_in_the_way
+from kaconv.utils.checks import file_in_the_way, is_number
 from kaconv.utils.files import write_text
+from kaconv.utils.yaml_text import load_yaml
 
 CONFIG, METRICS, SUMMARY, TENSORBOARD = "config.yaml", "metrics.jsonl", "summary.json", "tensorboard"
 CHECKPOINTS = ("best", "last")
@@ -40,11 +42,12 @@ class Run:
     """A training as its folder holds it.
 
     `history` has a dict per epoch: epoch (from 1), train_loss (label smoothing included), train_error, test_loss,
-    test_error, test_top5_error, lr, seconds (training and test), images_per_second (training). Errors are in percent;
-    train_error is that of augmented pictures while the weights still change. With attention_warmup_epochs there is
-    also attention_uniform_share or attention_temperature, that of the epoch's first step. `summary` is empty until the
-    run has finished: model, data, parameters, best and last (epoch, test_error, test_top5_error; last also
-    test_error_fresh_statistics, if the config asks for it), seconds, images_per_second, provenance.
+    test_error, test_top5_error (None for five classes or fewer), lr, seconds (training and test), images_per_second
+    (training). Errors are in percent; train_error is that of augmented images while the weights still change. With
+    attention_warmup_epochs there is also attention_uniform_share or attention_temperature, that of the epoch's first
+    step. `summary` is empty until the run has finished: model, data, parameters, best and last (epoch, test_error,
+    test_top5_error; last also test_error_fresh_statistics, if the config asks for it), seconds, images_per_second,
+    provenance.
     """
 
     folder: Path
@@ -174,12 +177,12 @@ def _is_temporary(path: Path) -> bool:
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from None  # YAML's take several lines
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
 
 
 def _parse_config(text: str) -> TrainConfig:
-    values = yaml.safe_load(text)
+    values = load_yaml(text)
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError("it must hold a training's fields as `name: value`")
     return TrainConfig.from_dict(values)
@@ -201,9 +204,17 @@ def _parse_summary(text: str) -> dict:
 
 
 def check_numbers(values: object, names: tuple[str, ...]) -> None:
-    """ValueError if `values` is not a dict with a number for each name."""
+    """ValueError if `values` is not a dict with a finite number for each name."""
     if not isinstance(values, dict):
         raise ValueError(f"there must be an object with {', '.join(names)}, found {values!r}")
-    bad = [name for name in names if not isinstance(values.get(name), int | float)]
+    bad = [name for name in names if not _is_finite(values.get(name)) and not _is_left_out(name, values)]
     if bad:
         raise ValueError(f"it must have a number for {', '.join(bad)}")
+
+
+_is_finite = is_number(math.isfinite)
+
+
+def _is_left_out(name: str, values: dict) -> bool:
+    """Five classes or fewer have no top-5 error."""
+    return name == "test_top5_error" and name in values and values[name] is None

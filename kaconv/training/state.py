@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from kaconv.utils.checks import Rule, check_values
+from kaconv.utils.checks import Rule, check_values, is_number, whole
 from kaconv.utils.files import replacing
+from kaconv.utils.text import printable, shortened
 
 KEPT = 2
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -24,11 +25,11 @@ _LOGGER = logging.getLogger("kaconv")
 _Taken = TypeVar("_Taken")
 
 _RULES: dict[str, Rule] = {
-    "epoch": ("a whole number >= 1", lambda value: type(value) is int and value >= 1),
-    "step": ("a whole number >= 0", lambda value: type(value) is int and value >= 0),
+    "epoch": whole(1),
+    "step": whole(0),
     "history": ("text", lambda value: isinstance(value, str)),
     "totals": ("three sums", lambda value: isinstance(value, torch.Tensor) and value.shape == (3,)),
-    "epoch_seconds": ("a number >= 0", lambda value: isinstance(value, int | float) and 0 <= value < math.inf),
+    "epoch_seconds": ("a number >= 0", is_number(lambda value: 0 <= value < math.inf)),
     "model": ("tensors by name", lambda value: isinstance(value, dict)),
     "optimizer": ("an optimizer's state", lambda value: isinstance(value, dict)),
     "ema": ("tensors by name or None", lambda value: isinstance(value, dict | None)),
@@ -73,7 +74,7 @@ def take_up_newest_state(folder: Path, take_up: Callable[[dict[str, Any]], _Take
             raise  # not the state's fault
         except Exception as error:  # a strange state may make torch raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
-            _LOGGER.warning("%s cannot be read and is passed over: %s", path, reason[:200])
+            _LOGGER.warning("%s cannot be read and is passed over: %s", path, printable(shortened(reason, 300)))
             continue
         if path != paths[-1]:
             _LOGGER.warning("the training goes on from %s", path)

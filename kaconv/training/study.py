@@ -1,10 +1,11 @@
 """A study: several models, each trained from several seeds, and what can be said of their differences."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import numpy as np
 import torch
@@ -90,8 +91,8 @@ def summarise(runs: Sequence[Run]) -> list[dict]:
     - train_seconds: for one epoch without its test, median over epochs and seeds
     """
     first = runs[0].config
-    data = load_data(first.data, first.data_root, first.image_size)
-    size, pictures = data.preprocessing.image_size, len(data.test)
+    data = load_data(first.data, first.data_root, first.image_size, val_fraction=first.val_fraction)
+    size, pictures = data.preprocessing.image_size, len(cast(Sized, data.test))
     rows = []
     for model in dict.fromkeys(run.config.model for run in runs):
         own = [run for run in runs if run.config.model == model]
@@ -111,7 +112,7 @@ def summarise(runs: Sequence[Run]) -> list[dict]:
                 "paper_flops": cost.paper_flops,
                 "macs": cost.macs,
                 "train_seconds": median(
-                    len(data.train) / epoch["images_per_second"] for run in own for epoch in run.history
+                    len(cast(Sized, data.train)) / epoch["images_per_second"] for run in own for epoch in run.history
                 ),
             }
         )

@@ -40,8 +40,9 @@ def check_before_training(trainings: Sequence[Training]) -> list[Training]:
         FileNotFoundError: for missing data.
     """
     left = [training for training in trainings if find_finished_run(training.config) is None]
-    for spec, root, size in {(t.config.data, str(t.config.data_root), t.config.image_size): None for t in left}:
-        if load_data(spec, root, size).train is None:
+    places = ((t.config.data, str(t.config.data_root), t.config.image_size, t.config.val_fraction) for t in left)
+    for spec, root, size, fraction in dict.fromkeys(places):
+        if load_data(spec, root, size, val_fraction=fraction).train is None:
             raise ValueError(f"data {spec!r} has no train/ folder, so it is good for evaluation only")
     return left
 

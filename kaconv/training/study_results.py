@@ -12,8 +12,10 @@ from scipy import optimize, stats
 
 from kaconv.training.run import Run
 from kaconv.training.study_spec import PLAIN_VARIANT, StudySpec, Training
+from kaconv.utils.checks import PERCENT, TEXT, check_values, whole
 from kaconv.utils.intervals import CONFIDENCE, t_interval
 from kaconv.utils.provenance import provenance
+from kaconv.utils.text import printable
 
 POWER = 0.8  # the chance with which a detectable difference is detected
 _QUANTILES = 2000
@@ -29,7 +31,8 @@ def study_status(trainings: Sequence[Training]) -> list[dict]:
     """A dict per training; nothing is trained or written.
 
     model, variant, seed; state (done, running, interrupted or not begun; running: it wrote something lately); epoch
-    (the last whole one), epochs; test_error and test_top5_error of that epoch (None before the first), in percent;
+    (the last whole one), epochs; test_error and test_top5_error of that epoch (None before the first), in percent
+    (the latter None also for five classes or fewer);
     seconds_left, from the measured epochs of that model and variant, of any seed (None where there are none).
     """
     found = [(training, _load(training)) for training in trainings]
@@ -44,13 +47,16 @@ def study_status(trainings: Sequence[Training]) -> list[dict]:
 def format_status(rows: Sequence[dict], jobs: int = 1) -> str:
     """The table of `study_status`, how many trainings are in which state, and the time left with `jobs` at a time."""
     width = max(len(_title(row)) for row in rows)
-    lines = [f"{'training':{width}}  seed  state        epoch    top-1 %  top-5 %  time left"]
+    has_top5 = any(row["test_top5_error"] is not None for row in rows)
+    top5 = "  top-5 %" if has_top5 else ""
+    lines = [f"{'training':{width}}  seed  state        epoch    top-1 %{top5}  time left"]
     for row in rows:
-        errors = [_number(row[name]) for name in ("test_error", "test_top5_error")]
+        names = ("test_error", "test_top5_error") if has_top5 else ("test_error",)
+        errors = "  ".join(f"{_number(row[name]):>7}" for name in names)
         left = "-" if row["state"] == DONE else format_seconds(row["seconds_left"])
         lines.append(
             f"{_title(row):{width}}  {row['seed']:4}  {row['state']:11}  {row['epoch']:3}/{row['epochs']:<3}  "
-            f"{errors[0]:>7}  {errors[1]:>7}  {left:>9}"
+            f"{errors}  {left:>9}"
         )
     counts = {state: sum(row["state"] == state for row in rows) for state in (DONE, RUNNING, INTERRUPTED, NOT_BEGUN)}
     lines.append(", ".join(f"{count} {state}" for state, count in counts.items()) + f"; {time_left(rows, jobs)}")
@@ -78,7 +84,7 @@ def format_seconds(seconds: float | None) -> str:
 
 def _status(training: Training, run: Run | None, epoch_seconds: float | None) -> dict:
     done = len(run.history) if run else 0
-    last = run.history[-1] if done else {}
+    last = run.history[-1] if run and done else {}
     left = training.config.epochs - done
     finished = run is not None and run.finished
     return _names(training) | {
@@ -174,9 +180,9 @@ def read_study_results(path: str | Path) -> dict:
             raise ValueError("it lacks " + ", ".join(sorted(RESULT_KEYS - result.keys())))
         for row in result["runs"]:
             if row["state"] == DONE:
-                float(row["last"]["test_error"])
+                check_values(row["last"], {"test_error": PERCENT})
                 dict(row["config"])
-            _key_of(row)
+            check_values(row, {"model": TEXT, "variant": TEXT, "seed": whole(0)})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} does not hold results of `kaconv study`: {error}") from None
     return result
@@ -359,4 +365,4 @@ def _key_of(row: dict) -> tuple[str, str, int]:
 
 
 def _title(row: dict) -> str:
-    return row["model"] if row["variant"] == PLAIN_VARIANT else f"{row['model']} {row['variant']}"
+    return printable(row["model"] if row["variant"] == PLAIN_VARIANT else f"{row['model']} {row['variant']}")

@@ -1,17 +1,16 @@
 """A study as a YAML file: models x variants x seeds x recipe."""
 
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, cast
 
 from kaconv.training.config import TrainConfig
 from kaconv.training.study import study_config
 from kaconv.utils.checks import MOST_SEED
+from kaconv.utils.text import short_repr
+from kaconv.utils.yaml_text import load_yaml
 
 PLAIN_VARIANT = "plain"  # the only one where a spec names none
 SAVE_MINUTES = 2.0  # a killed study loses no more than that of each training
@@ -69,25 +68,19 @@ def load_study(path: str | Path, data: str | None = None) -> StudySpec:
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {path.resolve()}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except UnicodeDecodeError:
-        raise ValueError(f"study {path} is not YAML: it is not text in UTF-8") from None
-    except RecursionError:
-        raise ValueError(f"study {path} is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date or number
-        raise ValueError(f"study {path} is not YAML: {' '.join(str(error).split())}") from None
-    try:
-        spec = parse_study(values, data)
+        spec = parse_study(load_yaml(path.read_text(encoding="utf-8")), data)
         study_trainings(spec, ".")
+    except UnicodeDecodeError:
+        raise ValueError(f"study {path}: it is not YAML: it is not text in UTF-8") from None
     except ValueError as error:
         raise ValueError(f"study {path}: {error}") from None
     return spec
 
 
-def parse_study(values: object, data: str | None = None) -> StudySpec:
+def parse_study(contents: object, data: str | None = None) -> StudySpec:
     """A study from a YAML file's contents; ValueError for what is wrong in its form."""
-    _check_mapping("it", values, [item.name for item in fields(StudySpec)])
-    values = dict(values)
+    _check_mapping("it", contents, [item.name for item in fields(StudySpec)])
+    values = dict(cast(Mapping[str, Any], contents))
     if data is not None:
         values["data"] = data
     missing = [name for name in ("name", "data", "models", "seeds") if name not in values]
@@ -137,17 +130,6 @@ def study_trainings(spec: StudySpec, runs: str | Path) -> list[Training]:
     return trainings
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key that is there twice: PyYAML would drop the first silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _validate(training: Training) -> None:
     try:
         training.config.validate()
@@ -176,7 +158,7 @@ def _check_mapping(where: str, values: object, allowed: Sequence[str]) -> None:
         raise _bad(where, "a mapping, `name: value` on each line", values)
     unknown = next((key for key in values if key not in allowed), None)
     if unknown is not None or None in values:
-        raise ValueError(f"unknown field {_short(unknown)} in {where}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"unknown field {short_repr(unknown)} in {where}; allowed: {', '.join(allowed)}")
 
 
 def _check_list(where: str, values: object, kind: type, what: str) -> None:
@@ -186,12 +168,8 @@ def _check_list(where: str, values: object, kind: type, what: str) -> None:
         if type(value) is not kind:
             raise _bad(where, what, value)
         if value in values[:position]:
-            raise ValueError(f"{where} must be all different, but {_short(value)} is there twice")
+            raise ValueError(f"{where} must be all different, but {short_repr(value)} is there twice")
 
 
 def _bad(where: str, allowed: str, value: object) -> ValueError:
-    return ValueError(f"{where} must be {allowed}; got {_short(value)}")
-
-
-def _short(value: object) -> str:
-    return reprlib.repr(value)
+    return ValueError(f"{where} must be {allowed}; got {short_repr(value)}")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,20 +16,20 @@ from accelerate.utils import set_seed
 from torch import Tensor, distributed, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from kaconv.data.datasets import DataBundle, load_data
 from kaconv.data.unreadable import UNREADABLE, BrokenPictures, tolerant
 from kaconv.inference.evaluation import Evaluation, evaluate, make_accelerator
+from kaconv.inference.fresh_statistics import with_fresh_statistics
 from kaconv.layers import set_temperature, set_uniform_share
-from kaconv.models import create_model
 from kaconv.models.checkpoints import save_checkpoint
 from kaconv.ops.sync_batch_norm import synchronise_batch_norm
-from kaconv.training.batches import SeededPictures, StepBatches, mixed_seed
+from kaconv.training.batches import SeededPictures, StepBatches
 from kaconv.training.config import TrainConfig
-from kaconv.training.fresh_statistics import with_fresh_statistics
+from kaconv.training.fine_tuning import freeze, keep_frozen_statistics, starting_model
 from kaconv.training.run import (
     EPOCH,
     LOCK,
@@ -48,6 +49,7 @@ from kaconv.training.run import (
 from kaconv.training.state import remove_states, save_state, take_up_newest_state
 from kaconv.utils.files import write_json, write_text
 from kaconv.utils.provenance import provenance
+from kaconv.utils.seeds import mixed_seed
 
 CHECK_EVERY = 50  # steps between looks at the loss: each makes the processor wait for the accelerator
 AGREE_EVERY = 10  # steps between questions whether to save or to stop, where several processes have to agree
@@ -68,7 +70,7 @@ def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run],
     Raises:
         ValueError: for a bad config, a folder of another config or in use by another training, or data without a
             training split; nothing is written. For too many unreadable pictures.
-        FileNotFoundError: for missing data; nothing is written.
+        FileNotFoundError: for missing data or weights; nothing is written.
         FloatingPointError: if the loss is no longer finite. last.safetensors and best.safetensors stay as they were.
         OSError: if nothing more can be written; what was saved before stays.
     """
@@ -77,17 +79,22 @@ def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run],
     if run := _find_finished_run(config, accelerator):
         return run
     with accelerator.local_main_process_first():  # one download for all
-        data = load_data(config.data, config.data_root, config.image_size)
+        data = load_data(config.data, config.data_root, config.image_size, val_fraction=config.val_fraction)
     if data.train is None:
         raise ValueError(f"data {config.data!r} has no train/ folder, so it is good for evaluation only")
     if len(data.classes) < 2:
         raise ValueError(f"data {config.data!r} has a single class ({data.classes[0]}); there is nothing to learn")
     set_seed(config.seed)
-    model = create_model(config.model, num_classes=len(data.classes))
+    model, notes = starting_model(config.model, len(data.classes), config.weights)
+    notes += freeze(model, config.freeze)
     training = _Trainer(config, data, model, accelerator, progress)
     with _holding(Path(config.out), accelerator):
         # Until now, another training may have been at work there.
-        return _find_finished_run(config, accelerator) or training.train(on_epoch or (lambda run: None))
+        if run := _find_finished_run(config, accelerator):
+            return run
+        for note in ([data.note] if data.note else []) + notes:
+            accelerator.print(f"{config.out}: {note}", flush=True)
+        return training.train(on_epoch or (lambda run: None))
 
 
 def _find_finished_run(config: TrainConfig, accelerator: Accelerator) -> Run | None:
@@ -120,11 +127,11 @@ class _Trainer:
     ) -> None:
         self.config, self.data, self.accelerator, self.progress = config, data, accelerator, progress
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
-        model = model.to(accelerator.device, memory_format=self.format)
+        model = model.to(accelerator.device).to(memory_format=self.format)
         if config.sync_batch_norm:
             model = synchronise_batch_norm(model)
         optimizer = SGD(
-            model.parameters(),
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=config.peak_lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
@@ -176,7 +183,7 @@ class _Trainer:
                 if self.writes and writer is None:  # until now, what an earlier run left was the best there is
                     clear_run(run)
                     writer = stack.enter_context(closing(self._writer(epoch)))
-                if self.writes:
+                if writer is not None:  # this is the process that writes
                     kept = (epoch,) if self.config.keep_epochs else ()
                     self._save_weights(metrics, (*kept, "last", *(("best",) if metrics is _best(run.history) else ())))
                     self._report(metrics, writer)
@@ -237,8 +244,9 @@ class _Trainer:
     def _train_epoch(self, epoch: int, first_step: int) -> int:
         """The steps of an epoch from `first_step` (counted from 0) on; returns the number of pictures of all steps."""
         self.model.train()
+        keep_frozen_statistics(self.model)
         self.batches.epoch, self.batches.first_step = epoch, first_step
-        broken = BrokenPictures(self.data.train, self.config.max_broken, f"in epoch {epoch}")
+        broken = BrokenPictures(cast(Dataset, self.data.train), self.config.max_broken, f"in epoch {epoch}")
         step_size, images = self.batches.batch_size, self.batches.steps * self.batches.batch_size
         quiet = None if self.progress and self.writes else True
         description = f"epoch {epoch}/{self.config.epochs}"
@@ -259,7 +267,7 @@ class _Trainer:
         return images
 
     def _step(self, epoch: int, step: int, batches: Iterator, broken: BrokenPictures) -> None:
-        loss_of_step = 0.0
+        loss_of_step = torch.zeros(())
         self._warm_up_attention(epoch, step)
         # Whatever else is random, such as dropout, follows from where the training stands: nothing has to be restored.
         torch.manual_seed(mixed_seed(self.config.seed, epoch, step, self.accelerator.process_index))
@@ -429,7 +437,8 @@ class _Trainer:
     def _report(self, metrics: dict, writer: SummaryWriter) -> None:
         _write_metrics(self.run)
         for name, value in metrics.items():
-            writer.add_scalar(name, value, metrics["epoch"])
+            if value is not None:
+                writer.add_scalar(name, value, metrics["epoch"])
         writer.flush()
         print(
             f"{self.config.model} epoch {metrics['epoch']}/{self.config.epochs}: "
@@ -499,13 +508,14 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 def _train_loader(config: TrainConfig, data: DataBundle, accelerator: Accelerator) -> tuple[StepBatches, DataLoader]:
     processes = accelerator.num_processes
-    if len(data.train) < 2 * processes * config.accumulation:
+    train = cast(Any, data.train)  # there is one, and it has a length
+    if len(train) < 2 * processes * config.accumulation:
         raise ValueError(
-            f"data {config.data!r} has {len(data.train)} training pictures, too few for {processes} processes with "
+            f"data {config.data!r} has {len(train)} training pictures, too few for {processes} processes with "
             f"accumulation {config.accumulation}"
         )
     batches = StepBatches(
-        len(data.train),
+        len(train),
         config.batch_size,
         config.seed,
         accumulation=config.accumulation,
@@ -513,7 +523,7 @@ def _train_loader(config: TrainConfig, data: DataBundle, accelerator: Accelerato
         rank=accelerator.process_index,
     )
     loader = DataLoader(
-        SeededPictures(tolerant(data.train), config.seed),
+        SeededPictures(tolerant(train), config.seed),
         batch_sampler=batches,
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,

@@ -34,21 +34,6 @@ def wilson_interval(error: float, n: int) -> tuple[float, float]:
     return float(100 * max(centre - half, 0)), float(100 * min(centre + half, 1))
 
 
-def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
-    """95 % interval of a difference of two shares of the same `n` pictures, in percentage points.
-
-    Agresti and Min's (Statistics in Medicine 24, 2005): Wald's, with half a picture added to each of the four cells.
-
-    Args:
-        more: pictures that count for the first share only.
-        fewer: pictures that count for the second share only.
-    """
-    z, total, ups, downs = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
-    centre = (ups - downs) / total
-    half = z * np.sqrt(ups + downs - (ups - downs) ** 2 / total) / total
-    return float(100 * max(centre - half, -1)), float(100 * min(centre + half, 1))
-
-
 def no_better_than_chance(correct: int, total: int, classes: int) -> bool:
     """Test errors against guessing: True where guessing gets as many right in more than 5 % of all cases.
 
@@ -59,3 +44,18 @@ def no_better_than_chance(correct: int, total: int, classes: int) -> bool:
         classes: guessed among, all alike.
     """
     return bool(stats.binom.sf(correct - 1, total, 1 / classes) > 1 - CONFIDENCE)
+
+
+def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
+    """95 % interval of a difference of two shares of the same `n` pictures, in percentage points.
+
+    Agresti and Min's (Statistics in Medicine 24, 2005): Wald's, with half a picture added to each of the four cells.
+
+    Args:
+        more: pictures that count for the first share only.
+        fewer: pictures that count for the second share only.
+    """
+    z, total, gained, lost = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
+    centre = (gained - lost) / total
+    half = z * np.sqrt(gained + lost - (gained - lost) ** 2 / total) / total
+    return float(100 * max(centre - half, -1)), float(100 * min(centre + half, 1))

@@ -1,5 +1,7 @@
 import io
 import json
+import logging
+import math
 import shutil
 import socket
 import struct
@@ -199,7 +201,7 @@ def test_a_wrong_layout_is_explained(tmp_path):
         load_data(f"folder:{tmp_path / 'missing'}")
     write_pictures(tmp_path, ("cat", "dog"))
     with pytest.raises(FileNotFoundError, match=r"looked for val/ or test/ .* found cat, dog"):
-        load_data(f"folder:{tmp_path}")
+        load_data(f"imagenet:{tmp_path}")
     write_pictures(tmp_path / "val", ("cat", "dog"))
     write_pictures(tmp_path / "train", ("cat", "cow"))
     with pytest.raises(ValueError, match="same classes; only in one of them: cow, dog"):
@@ -466,3 +468,64 @@ def test_cifar10_as_image_files_is_prepared_as_cifar10_is(tmp_path):
     write_pictures(tmp_path / "val", ("dog",), size=(32, 32))
     with pytest.raises(ValueError, match=r"of 32 x 32 pixels; .*dog.* has 40 x 32$"):
         load_data(f"cifar10_folder:{tmp_path}")
+
+
+@pytest.fixture
+def unsplit(tmp_path) -> Path:
+    """Class folders of 10 and 5 pictures, as people have them."""
+    write_pictures(tmp_path / "mine", ("cat",), count=10)
+    write_pictures(tmp_path / "mine", ("dog",), count=5)
+    return tmp_path / "mine"
+
+
+def names(dataset) -> set[str]:
+    return {"/".join(Path(path).parts[-2:]) for path, _ in dataset.samples}
+
+
+def test_class_folders_without_splits_are_split(unsplit):
+    data = load_data(f"folder:{unsplit}", image_size=8)
+    assert data.classes == ["cat", "dog"]
+    assert (len(data.train), len(data.test)) == (12, 3)
+    assert not names(data.train) & names(data.test)
+    assert [data.test[index][1] for index in range(3)] == [0, 0, 1]
+    assert data.test.targets == [0, 0, 1]
+    assert f"{unsplit} has no val/ or test/: 3 of its 15 images, 20% of each class" in data.note
+    assert names(load_data(f"folder:{unsplit}", val_fraction=0.5).test) > names(data.test)
+
+
+def test_the_split_follows_from_the_names_alone(unsplit, tmp_path):
+    tested = names(load_data(f"folder:{unsplit}").test)
+    shutil.move(unsplit, tmp_path / "elsewhere")
+    write_pictures(tmp_path / "elsewhere", ("cow",), count=2)
+    assert {name for name in names(load_data(f"folder:{tmp_path / 'elsewhere'}").test) if "cow" not in name} == tested
+
+
+def test_every_class_is_in_both_splits(unsplit):
+    for fraction in (0.01, 0.99):
+        data = load_data(f"folder:{unsplit}", val_fraction=fraction)
+        assert set(data.train.targets) == set(data.test.targets) == {0, 1}
+    write_pictures(unsplit, ("emu",), count=1)
+    with pytest.raises(ValueError, match=r"class 'emu' in .* has a single image"):
+        load_data(f"folder:{unsplit}")
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, math.nan, "half", True])
+def test_a_bad_val_fraction_is_refused(unsplit, fraction):
+    with pytest.raises(ValueError, match="val_fraction must be a number between 0 and 1, got"):
+        load_data(f"folder:{unsplit}", val_fraction=fraction)
+
+
+def test_train_alone_gets_a_hint(pictures):
+    shutil.rmtree(pictures / "val")
+    with pytest.raises(FileNotFoundError, match=f"folder:{pictures / 'train'} takes a share of that for testing"):
+        load_data(f"folder:{pictures}")
+
+
+def test_pictures_that_no_data_set_reads_are_named(unsplit, caplog):
+    for name in ("cat/IMG_1.HEIC", "dog/b.gif"):
+        (unsplit / name).write_bytes(b"?")
+    (unsplit / "cat" / "notes.txt").write_text("a cat")
+    with caplog.at_level(logging.WARNING, "kaconv"):
+        load_data(f"folder:{unsplit}")
+    message = "2 .gif, .heic files are passed over; convert them to JPEG or PNG"
+    assert caplog.messages == [f"{message}: {unsplit}/cat/IMG_1.HEIC, {unsplit}/dog/b.gif"]

@@ -3,6 +3,7 @@ import json
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,14 +166,12 @@ def bad_pictures(folder):
         (folder / name).write_bytes((folder / name).read_bytes()[: (folder / name).stat().st_size // 2])
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("no picture")
-    (folder / "folder.png").mkdir()
     png16(folder / "bomb.png", 2, np.zeros((1, 1, 3)), size=(60_000, 60_000))
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "float.tiff")
     return {
         **dict.fromkeys(("cut.png", "cut.jpg", "cut.webp", "cut.gif"), ""),
         "empty.png": "it is in no known format",
         "text.png": "it is in no known format",
-        "folder.png": "it is a folder",
         "missing.png": "there is no such file",
         "bomb.png": "could be decompression bomb",
         "float.tiff": "floating-point values",
@@ -288,3 +287,67 @@ def test_odd_exif_data_do_not_matter(tmp_path):
     for number, exif in enumerate([b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b""]):
         halves((255, 0, 0), (0, 0, 255)).save(tmp_path / f"{number}.jpg", exif=exif, quality=95, subsampling=0)
         assert close(colours(open_image(tmp_path / f"{number}.jpg")), RED_BLUE)
+
+
+def test_a_folder_stands_for_all_its_pictures(tmp_path, checkpoint_path, capsys):
+    for name in ("b.png", "a.JPG", "sub/c.webp", ".hidden.png", ".thumbnails/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), "red").save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "sub" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
+    argv = ["predict", "--checkpoint", str(checkpoint_path), "--format", "json", str(tmp_path)]
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert [r["path"] for r in json.loads(out)] == [str(tmp_path / name) for name in ("a.JPG", "b.png", "sub/c.webp")]
+    heic = tmp_path / "sub" / "IMG_1.HEIC"
+    assert err == f"kaconv: cannot read the picture {heic}: it is in no known format; convert it to JPEG or PNG\n"
+    heic.unlink()
+    assert main(argv) == 0
+
+
+def test_a_folder_without_pictures_is_named_and_the_others_done(tmp_path, checkpoint_path, capsys):
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
+    paths = [str(tmp_path / "empty"), str(tmp_path / "a.png")]
+    assert main(["predict", "--checkpoint", str(checkpoint_path), *paths]) == 1
+    out, err = capsys.readouterr()
+    assert err == f"kaconv: there are no pictures in {tmp_path / 'empty'}\n"
+    assert out.startswith(paths[1])
+    with pytest.raises(FileNotFoundError, match="no pictures in"):
+        predict(load_checkpoint(checkpoint_path), paths)
+
+
+def test_names_are_printed_without_their_escapes(tmp_path, capsys):
+    model = create_model("resnet11_cifar", num_classes=2)
+    classes = ["\x1b]0;owned\a\x1b[31mcat", "dog\u202egod"]
+    preprocessing = replace(IMAGENET, image_size=8, resize=8)
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model, name="resnet11_cifar", classes=classes, preprocessing=preprocessing)
+    Image.new("RGB", (9, 9)).save(tmp_path / "a\x1b[2J.png")
+    (tmp_path / "b\x1b[2J.png").write_text("no picture")
+    assert main(["predict", "--checkpoint", str(path), str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert not any(character in out + err for character in "\x1b\a\u202e")
+    assert r"\x1b]0;owned\x07\x1b[31mcat" in out
+    assert r"a\x1b[2J.png" in out
+    assert r"b\x1b[2J.png" in err
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.safetensors"])
+def test_a_file_of_torch_save_says_what_to_do(tmp_path, capsys, name, legacy):
+    model = create_model("resnet11_cifar", num_classes=2)
+    torch.save(model.state_dict(), tmp_path / name, _use_new_zipfile_serialization=not legacy)
+    assert main(["predict", "--checkpoint", str(tmp_path / name), "a.png"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / name} is not a safetensors file: " in error
+    if not (legacy and name.endswith(".safetensors")):
+        assert "it is a pickle, as torch.save writes" in error
+        assert "save_checkpoint" in error
+
+
+@pytest.mark.parametrize("field", ["resize", "image_size"])
+def test_a_size_beyond_all_use_blames_itself_not_the_picture(tmp_path, checkpoint_path, field):
+    preprocessing = load_checkpoint(checkpoint_path).preprocessing.to_dict()
+    with pytest.raises(ValueError, match=f"bad preprocessing: {field} 100000"):
+        Preprocessing.from_dict(preprocessing | {field: 10**5})

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kaconv import KAConv2d
-from kaconv.layers import PerPositionNorm, set_temperature, set_uniform_share
+from kaconv.layers import AttentionGeneratorH, AttentionGeneratorL, PerPositionNorm, set_temperature, set_uniform_share
 from kaconv.ops.reference import aggregate, decompose
 
 GEOMETRIES = {
@@ -373,3 +373,17 @@ def test_training_on_one_sample():
 def test_repr_shows_the_geometry():
     text = repr(KAConv2d(4, 8, 3, stride=2, dilation=2, groups=4, attention="H"))
     assert "4, 8, kernel_size=(3, 3), stride=(2, 2), padding=(2, 2), dilation=(2, 2), groups=4, attention='H'" in text
+
+
+def test_small_letters_name_an_attention_generator_too():
+    for letter, generator in (("l", AttentionGeneratorL), ("h", AttentionGeneratorH)):
+        layer = KAConv2d(4, 4, 3, attention=letter)
+        assert layer.attention == letter.upper()
+        assert type(layer.attention_generator) is generator
+
+
+def test_bias_false_is_what_the_layer_is():
+    assert "bias" not in dict(KAConv2d(4, 4, 3, bias=False).named_parameters(recurse=False))
+    for bias in (True, None, 0):
+        with pytest.raises(ValueError, match=f"KAConv2d has no bias: its norms shift every position; got bias={bias}"):
+            KAConv2d(4, 4, 3, bias=bias)

@@ -498,4 +498,4 @@ def test_the_build_is_cached(monkeypatch, tmp_path):
     stamp = first.stat().st_mtime_ns
     assert native._built() == first
     assert first.stat().st_mtime_ns == stamp
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert {path.name for path in first.parent.iterdir()} == {first.name, f"{first.stem}.sha256"}

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -133,12 +134,29 @@ def test_a_result_of_another_protocol_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"data": "imagenet:/x"}', '{"data": 3}', json.dumps(result(top1=None)), json.dumps(result(top1="?"))],
+    [
+        "{",
+        "[]",
+        '{"data": "imagenet:/x"}',
+        '{"data": 3}',
+        *(
+            json.dumps(result(top1=top1))
+            for top1 in (None, "?", math.nan, math.inf, -math.inf, 10**400, -0.5, 100.5, True)
+        ),
+        *(json.dumps(result() | {"n": n}) for n in (0, -3, 2.5, math.inf, "many")),
+        json.dumps(result() | {"image_size": math.nan}),
+        json.dumps(result()).replace("24.0", "1e999"),
+        json.dumps(result()).replace("24.0", "9" * 5000),
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:20],
 )
 def test_a_file_that_is_no_result_is_named(tmp_path, content):
     (tmp_path / "bad.json").write_text(content)
-    with pytest.raises(ValueError, match=r"bad\.json is not a result of `kaconv evaluate`"):
+    with pytest.raises(ValueError, match=r"bad\.json is not a result of `kaconv evaluate`") as error:
         read_results(tmp_path)
+    assert len(str(error.value)) < 700
+    assert "\n" not in str(error.value)
 
 
 def test_only_the_usual_folder_of_results_may_be_missing(tmp_path, monkeypatch):

@@ -212,8 +212,9 @@ def test_a_killed_study_goes_on(tmp_path):
     command = [sys.executable, "-m", "kaconv", "study", str(path), "--runs", str(tmp_path / "runs")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
-        deadline = time.monotonic() + 120
-        while not (metrics := Path(training.config.out, "metrics.jsonl")).is_file() and time.monotonic() < deadline:
+        deadline, metrics = time.monotonic() + 120, Path(training.config.out, "metrics.jsonl")
+        # A state of the second epoch: killed between the metrics and it, the first would be trained again.
+        while not [*metrics.parent.glob("state-0000[2-9]-*.pt")] and time.monotonic() < deadline:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
     finally:

@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import kaconv
+import kaconv.training.fine_tuning as fine_tuning
 import kaconv.training.trainer as trainer
+from kaconv.cli import main
 from kaconv.data.datasets import load_data
 from kaconv.inference import evaluate, evaluate_checkpoint
 from kaconv.layers import AttentionGeneratorL
@@ -148,11 +150,11 @@ def first_epoch(config: TrainConfig, monkeypatch, *, augmented: bool) -> torch.T
         )
         return model
 
-    def load(*args):
-        data = load_data(*args)
+    def load(*args, **options):
+        data = load_data(*args, **options)
         return data if augmented else replace(data, train=data.test)
 
-    monkeypatch.setattr(trainer, "create_model", watched)
+    monkeypatch.setattr(fine_tuning, "create_model", watched)
     monkeypatch.setattr(trainer, "load_data", load)
     fit(config, progress=False)
     return torch.cat(batches)
@@ -382,10 +384,10 @@ def test_two_trainings_at_once_in_one_folder(tmp_path):
 def test_a_run_that_another_training_finished_meanwhile_is_taken(tmp_path, run, monkeypatch):
     config = config_for(tmp_path / "a")
 
-    def finish_meanwhile(*args):
+    def finish_meanwhile(*args, **options):
         if not (tmp_path / "a").exists():
             copy_of(run, tmp_path / "a")
-        return load_data(*args)
+        return load_data(*args, **options)
 
     monkeypatch.setattr(trainer, "load_data", finish_meanwhile)
     assert fit(config, progress=False).history == run.history
@@ -432,7 +434,7 @@ def test_half_written_files_of_a_killed_training_go(tmp_path, run):
         ({"accumulation": 0}, "accumulation must be"),
         ({"accumulation": 3}, r"batch_size must be a multiple of processes x accumulation \(1 x 3\).*got 32"),
         ({"accumulation": 32}, "with 2 pictures for each part"),
-        ({"lr_batch_size": 0}, "lr_batch_size must be a whole number >= 1 or None, got 0"),
+        ({"lr_batch_size": 0}, "lr_batch_size must be a whole number from 1 to 1048576, or None, got 0"),
         ({"nesterov": "yes"}, "nesterov must be true or false, got 'yes'"),
         ({"ema_decay": 1.0}, r"ema_decay must be a number in \[0, 1\), got 1.0"),
         ({"save_minutes": -1.0}, "save_minutes must be a number >= 0, got -1.0"),
@@ -591,6 +593,43 @@ def test_recipes_of_one_s_own(tmp_path):
         load_recipe("resnet11_cifar")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("model: [resnet11_cifar]", "model must be a single value, got ['resnet11_cifar']"),
+        ("data: {digits: 1}", "data must be a single value, got {'digits': 1}"),
+        ("lr: &a [*a]", "lr must be a single value, got [["),
+        ("lr: " + "[" * 20_000, "recipe RECIPE: it is nested too deeply"),
+        ("lr: 1" + "0" * 400, "lr must be a number > 0, got 1000"),
+        ("lr_batch_size: 1" + "0" * 400, "lr_batch_size must be a whole number from 1 to 1048576, or None, got 1000"),
+        ("image_size: 100000", "image_size must be a whole number from 1 to 8192, or None, got 100000"),
+        ("lr: 1" + "0" * 5000, "recipe RECIPE: it is not YAML: "),
+        ("lr: 2026-99-99", "recipe RECIPE: it is not YAML: "),
+        ("lr: 1\nlr: 2", "recipe RECIPE: it is not YAML: 'lr' is there twice"),
+        ("lr: .nan", "lr must be a number > 0, got nan"),
+        ("attention_warmup: ''", "attention_warmup must be one of"),
+        ("weight_decay: -.inf", "weight_decay must be a number >= 0, got -inf"),
+    ],
+)
+def test_a_strange_recipe_is_one_line(tmp_path, capsys, recipe, message):
+    path = tmp_path / "mine.yaml"
+    model = "" if recipe.startswith("model") else "model: resnet11_cifar\n"
+    path.write_text(f"{model}{recipe}\n")
+    assert main(["train", "--recipe", str(path), "--out", str(tmp_path / "a")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("kaconv: error: " + message.replace("RECIPE", str(path)))
+    assert error.count("\n") == 1
+    assert len(error) < 600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("changes", [{"model": ["resnet11_cifar"]}, {"lr": 10**400}, {"data": ["digits"]}])
+def test_strange_values_are_refused_without_a_recipe_too(tmp_path, changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        fit(config_for(tmp_path / "a", **changes), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def train_as_one_of_two(rank, config, port):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port)
@@ -730,9 +769,10 @@ def test_evaluate_refuses_what_has_no_answer():
         evaluate(Table(logits), numbered(4, torch.zeros(4, dtype=torch.long)), progress=False)
 
 
-def test_fewer_than_five_classes_have_no_top5_error():
-    result = evaluate(Table(torch.eye(3)), numbered(3, torch.tensor([0, 1, 0])), progress=False)
-    assert (result.top1_error, result.top5_error) == (pytest.approx(100 / 3), 0)
+@pytest.mark.parametrize(("classes", "top5"), [(3, None), (5, None), (6, 0.0)])
+def test_five_classes_or_fewer_have_no_top5_error(classes, top5):
+    result = evaluate(Table(torch.eye(classes)[:3]), numbered(3, torch.tensor([0, 1, 0])), progress=False)
+    assert (result.top1_error, result.top5_error) == (pytest.approx(100 / 3), top5)
 
 
 def test_evaluating_on_other_classes_is_refused(run):

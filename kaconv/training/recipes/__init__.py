@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
+from kaconv.utils.yaml_text import load_yaml
 
 _FAMILIES = {
     "resnet50": "resnet",
@@ -29,7 +29,11 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         path = Path(recipe)
         if not path.is_file():
             raise FileNotFoundError(f"there is no recipe {path.resolve()}")
-        return _fields(path.read_text(encoding="utf-8"), recipe)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"recipe {recipe}: it is not text in UTF-8") from None
+        return _fields(text, recipe)
     family = recipe_families().get(recipe)
     if family is None:
         raise ValueError(
@@ -46,9 +50,9 @@ def recipe_families() -> dict[str, str]:
 
 def _fields(text: str, name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {name} is not YAML: {' '.join(str(error).split())}") from None
+        values = load_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"recipe {name}: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"recipe {name} must hold a training's fields as `name: value`")
     return values
