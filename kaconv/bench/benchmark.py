@@ -202,8 +202,13 @@ class _Subject:
     @property
     def name(self) -> str:
         if self.variant in PEERS:
-            return peer_name(self.variant, self.plain)
+            return peer_name(self.variant, self.plain) or self.variant
         return self.plain if self.variant == "plain" else self.model
+
+    @property
+    def _built(self) -> nn.Module:
+        assert self.module is not None  # `measures` is asked first
+        return self.module
 
     def measures(self, mode: str) -> bool:
         return not {"build", mode} & self.errors.keys()
@@ -234,7 +239,7 @@ class _Subject:
             self.layers = layer_costs(self.name, settings.batch_size, settings.image_size, DTYPES[settings.dtype])
         torch.manual_seed(0)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.module = self._create().to(self.device, memory_format=memory_format)
+        self.module = self._create().to(self.device).to(memory_format=memory_format)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=LR, momentum=0.9)
         x = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size)
         self.x = x.to(self.device, memory_format=memory_format)
@@ -259,14 +264,14 @@ class _Subject:
 
     @contextmanager
     def _mode(self, mode: str) -> Iterator[None]:
-        self.module.train(mode == "training")
+        self._built.train(mode == "training")
         backend = use_backend(self.variant) if self.variant in BACKENDS else nullcontext()
         with backend, torch.inference_mode(mode == "inference"):
             yield
 
     def _step(self, mode: str) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            logits = self.module(self.x)
+            logits = self._built(self.x)
             if mode == "inference":
                 return
             loss = F.cross_entropy(logits, self.y)

@@ -8,15 +8,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv import ops
 from kaconv.layers.attention_generators import ATTENTION_GENERATORS
+from kaconv.ops.geometry import Geometry
 
 _CAST_BY_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class KAConv2d(nn.Module):
-    """Kernel attention convolution. It takes the place of a whole convolution, norm, activation triple.
+    """Kernel attention convolution, which replaces a whole convolution, norm, activation triple.
 
     Every position of the kernel is a 1×1 convolution with a norm of its own (`Y_p = act(norm_p(Z_p))`); the output is
-    their sum, weighed by an attention that differs by sample, output channel and kernel position, and is computed
+    their sum, weighted by an attention that differs by sample, output channel and kernel position, and is computed
     from the pooled Y_p (KAConv, Neurocomputing 2022, section 3).
 
     Args:
@@ -98,11 +99,16 @@ class KAConv2d(nn.Module):
         self.act = act_layer()
         for module in self.act.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # it would overwrite what a hook on `norm` has seen
+                setattr(module, "inplace", False)  # noqa: B010 (it would overwrite what a hook on `norm` has seen)
         hidden = max(out_channels // reduction, min_hidden)
         self.attention_generator = ATTENTION_GENERATORS[attention](out_channels, positions, hidden, logit_bias)
         self.reset_parameters()
         self.to(device=device, dtype=dtype)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Kernel size, stride, padding, dilation and groups together."""
+        return Geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
 
     def reset_parameters(self) -> None:
         """Kaiming-normal (fan-in) weights, zero biases, fresh norms.
@@ -115,8 +121,8 @@ class KAConv2d(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            elif module is not self and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
@@ -126,10 +132,7 @@ class KAConv2d(nn.Module):
             self.norm,
             self.act,
             self.attention_generator,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
+            self.geometry,
             self.backend,
         )
 

@@ -60,6 +60,7 @@ def _write_onnx(checkpoint: Checkpoint, path: str | Path, metadata: str) -> None
         optimize=False,  # it takes minutes for thousands of small operators, and runtimes do it again
         verbose=False,
     )
+    assert exported is not None  # it is where a file is written at once
     exported.model.metadata_props[METADATA_KEY] = metadata
     with replacing(path) as temporary:
         exported.save(temporary)

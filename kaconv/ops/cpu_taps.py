@@ -156,13 +156,11 @@ class CPUTaps:
         x = self._x.unflatten(1, (self._groups, self._in_group))
         if self._aligned:
             return x.permute(1, 2, 0, 3, 4).flatten(2)
-        views = self._windows(pad(self._x, self._geometry.padding))
+        views = self._windows(pad(self._x, self._geometry))
         return torch.stack([view.permute(1, 2, 0, 3, 4).flatten(2) for view in views], dim=1).flatten(0, 1)
 
     def _windows(self, padded: Tensor) -> list[Tensor]:
-        g = self._geometry
-        views = windows(padded, g.kernel, g.stride, g.dilation)
-        return [view.unflatten(1, (self._groups, self._in_group)) for view in views]
+        return [view.unflatten(1, (self._groups, self._in_group)) for view in windows(padded, self._geometry)]
 
     def _map_gradients(self) -> tuple[Tensor, Tensor]:
         """dx and the gradient of the packed weight, from the gradients of the maps, which stand in their place."""

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kaconv.ops import cpu_taps, eager, fused, reference
-from kaconv.ops.geometry import Geometry, Pair
+from kaconv.ops.geometry import Geometry
 from kaconv.ops.sync_batch_norm import SYNCHRONISED
 
 BACKENDS = ("auto", "reference", "eager", "fused")
@@ -56,10 +56,7 @@ def kaconv2d(
     norm: Callable[[Tensor], Tensor],
     act: Callable[[Tensor], Tensor],
     attention_generator: Callable[[Tensor], Tensor],
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
     backend: str = "auto",
 ) -> Tensor:
     """As `kaconv.ops.reference.kaconv2d`, by the backend that is asked for, or by the fastest that applies.
@@ -70,8 +67,7 @@ def kaconv2d(
     """
     backend = _forced.get() or backend
     if backend == "reference" or _is_hooked(norm) or _is_hooked(act):
-        return reference.kaconv2d(x, weight, norm, act, attention_generator, stride, padding, dilation, groups)
-    geometry = Geometry(tuple(weight.shape[2:]), stride, padding, dilation, groups)
+        return reference.kaconv2d(x, weight, norm, act, attention_generator, geometry)
     if backend == "eager" or _is_traced(x):
         return eager.kaconv2d(x, weight, norm, act, attention_generator, geometry)
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
