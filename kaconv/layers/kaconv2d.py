@@ -86,9 +86,8 @@ class KAConv2d(nn.Module):
         self.kernel_size = _pair("kernel_size", kernel_size, least=1)
         self.stride = _pair("stride", stride, least=1)
         self.dilation = _pair("dilation", dilation, least=1)
-        if padding is None:
-            padding = tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        self.padding = _pair("padding", padding, least=0)
+        same = self.dilation[0] * (self.kernel_size[0] // 2), self.dilation[1] * (self.kernel_size[1] // 2)
+        self.padding = same if padding is None else _pair("padding", padding, least=0)
         self.groups = groups
         self.attention = attention
         self.backend = ops.check_backend(backend)

@@ -41,7 +41,9 @@ def kaconv2d(
 
 def folded_batch_norm(norm: nn.BatchNorm2d, positions: int) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm with running statistics, (K, C) each."""
-    scale = (norm.running_var + norm.eps).rsqrt()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.affine:
         scale = scale * norm.weight
     shift = -norm.running_mean * scale

@@ -1,5 +1,6 @@
 """The sizes of a convolution, from which follows the input pixel that each kernel position reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,6 +21,17 @@ class Geometry:
     def positions(self) -> int:
         """K, the number of kernel positions."""
         return self.kernel[0] * self.kernel[1]
+
+    def numbers(self) -> list[int]:
+        """All but the kernel, as an operator's schema takes them; see `from_numbers`."""
+        return [*self.stride, *self.padding, *self.dilation, self.groups]
+
+    @classmethod
+    def from_numbers(cls, kernel: Sequence[int], numbers: Sequence[int]) -> "Geometry":
+        """The geometry that `numbers` were taken from, of this kernel size."""
+        kh, kw = kernel
+        sh, sw, ph, pw, dh, dw, groups = numbers
+        return cls((kh, kw), (sh, sw), (ph, pw), (dh, dw), groups)
 
     def taps(self) -> list[Pair]:
         """(u, v) of each kernel position, row by row, the top left first."""
