@@ -18,8 +18,8 @@ def export(checkpoint: Checkpoint, path: str | Path, format: str) -> None:
     """Write a checkpoint's model, with one input `images` (N, 3, S, S), prepared, and one output `logits`; any N.
 
     The file also holds, as JSON, the model's name, classes, preprocessing and the checkpoint's info: in ONNX as the
-    metadata property `kaconv`, in pt2 as the extra file `kaconv.json`. The layers are exported as PyTorch's own operators, so that the
-    file runs without kaconv. `torch.export.export(model, ...)` keeps the fused ones instead (`kaconv.ops.operators`).
+    metadata property `kaconv`, in pt2 as the extra file `kaconv.json`. The layers are exported as PyTorch's own
+    operators, so that the file runs without kaconv; `torch.export.export(model, ...)` keeps the fused ones.
 
     Args:
         format: "onnx" or "pt2" (for `torch.export.load`).
