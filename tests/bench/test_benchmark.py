@@ -386,9 +386,11 @@ def test_on_cuda():
 
 
 @pytest.mark.slow
-def test_compiled_models_stand_beside_each_other():
-    models = ["ka_resnet11_cifar_l"]
-    result = run_benchmark(models, ["fused-compiled"], **SMALL | {"rounds": 2})
+def test_compiled_models_stand_beside_each_other(monkeypatch):
+    compile_module = nn.Module.compile
+    quick = {"backend": "eager"}  # Inductor would take minutes, and is not what is tested
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compile_module(module, **options | quick))
+    result = run_benchmark(["ka_resnet11_cifar_l"], ["fused-compiled"], **SMALL | {"rounds": 2})
     plain, plain_compiled, fused_compiled = result["rows"]
     assert [row["variant"] for row in result["rows"]] == ["plain", *COMPILED]
     assert [row["error"] for row in result["rows"]] == [None] * 3
