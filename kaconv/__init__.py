@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         intervene,
     )
     from kaconv.layers import KAConv2d
-    from kaconv.models import create_model, list_models
+    from kaconv.models import create_model, list_models, optimize_for_inference
     from kaconv.ops import use_backend
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ __all__ = [
     "create_model",
     "intervene",
     "list_models",
+    "optimize_for_inference",
     "use_backend",
 ]
 
@@ -38,6 +39,7 @@ _MODULES = {
     "create_model": "models",
     "intervene": "attention",
     "list_models": "models",
+    "optimize_for_inference": "models",
     "use_backend": "ops",
 }
 

@@ -616,7 +616,11 @@ def add_bench_parser(subparsers: argparse._SubParsersAction) -> None:
         parser.add_argument(name, help=help, default=argparse.SUPPRESS, **kwargs)
 
     add("--models", "KAConv models (default: the -l forms of ResNet50, ResNeXt50 and MobileNetV2)", nargs="+")
-    add("--variants", "what to measure beside the plain model (default: all)", nargs="+")
+    add(
+        "--variants",
+        "what to measure beside the plain model (default: all but plain-compiled and fused-compiled)",
+        nargs="+",
+    )
     add("--device", "cpu or cuda (default: cuda where there is one)")
     add("--dtype", "float32, or bfloat16: autocast (default: float32)")
     add("--batch-size", "pictures at a time (default: 4 on the CPU, 256 on CUDA)", type=int, metavar="INT")

@@ -125,7 +125,7 @@ class _Seen:
     def normalised(self) -> Tensor:
         """norm_p(Z_p), (N, K·C, h, w)."""
         own = self.layer
-        return own.norm(decompose(self.x, own.weight, own.stride, own.padding, own.dilation, own.groups).flatten(1, 2))
+        return own.norm(decompose(self.x, own.weight, own.geometry).flatten(1, 2))
 
     def weighed(self, maps: Tensor) -> Tensor:
         """Maps (N, K·C, h, w) times their attention, (N, K, C, h, w)."""

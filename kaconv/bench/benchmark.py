@@ -35,7 +35,9 @@ from kaconv.utils.provenance import provenance
 MODELS = ("ka_resnet50_l", "ka_resnext50_32x4d_l", "ka_mobilenetv2_100_l")
 MODES = ("inference", "training")
 BACKENDS = ("reference", "eager", "fused")
-VARIANTS = ("plain", *BACKENDS, *PEERS)
+COMPILED = ("plain-compiled", "fused-compiled")  # by torch.compile
+VARIANTS = ("plain", *BACKENDS, *COMPILED, *PEERS)
+DEFAULT_VARIANTS = ("plain", *BACKENDS, *PEERS)  # compiling takes minutes on a CPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_SIZES = {"cpu": 4, "cuda": 256}
 ROUNDS = 7
@@ -62,7 +64,7 @@ class Settings:
 
 def run_benchmark(
     models: Sequence[str] = MODELS,
-    variants: Sequence[str] = VARIANTS,
+    variants: Sequence[str] = DEFAULT_VARIANTS,
     *,
     device: str | None = None,
     dtype: str = "float32",
@@ -80,7 +82,8 @@ def run_benchmark(
 
     Args:
         models: names of `kaconv.list_models("ka_*")`.
-        variants: some of `VARIANTS`; "plain" is always measured. A peer that a model has no form of is left out.
+        variants: some of `VARIANTS`; "plain" is always measured, "plain-compiled" along with "fused-compiled". A peer
+            that a model has no form of is left out.
         device: "cpu" or "cuda"; None: CUDA where there is one.
         batch_size: None: 4 on the CPU, 256 on CUDA.
         threads: of torch, on the CPU; None: as many as it has.
@@ -92,7 +95,9 @@ def run_benchmark(
         inference and training, None or
 
         - ms: for each round, the time of a step; median_ms
-        - ratios: for each round, to the plain model (None without one); ratio: their median; ratio_quartiles
+        - ratios: for each round, to the plain model (None without one), of "fused-compiled" to "plain-compiled"; ratio:
+          their median; ratio_quartiles
+        - compile_seconds: of a compiled variant's first step, which compiles it; None for the others
         - steps: taken in a row in each round
         - peak_bytes: see `peak_bytes`
         - floor_ms: see `kaconv.bench.roofline`; None for peers.
@@ -115,7 +120,7 @@ def run_benchmark(
         with tqdm(total=total, unit="step", disable=None if progress else True, leave=False) as bar:
             for model, chosen in plan.items():
                 subjects = _compare(model, chosen, settings, bar)
-                rows += [_row(subject, subjects[0], peaks) for subject in subjects]
+                rows += [_row(subject, _base_of(subject, subjects), peaks) for subject in subjects]
         origin = provenance()
     origin["versions"]["timm"] = _timm_version()
     return {"settings": asdict(settings), "peaks": asdict(peaks), "rows": rows, "log": log.lines, "provenance": origin}
@@ -124,7 +129,11 @@ def run_benchmark(
 def _exists(variant: str, model: str, wanted: Sequence[str]) -> bool:
     if variant == "plain":
         return True
-    return variant in wanted and (variant in BACKENDS or peer_name(variant, plain_twin(model)) is not None)
+    if variant == "plain-compiled":
+        return any(name in wanted for name in COMPILED)
+    return variant in wanted and (
+        variant in (*BACKENDS, *COMPILED) or peer_name(variant, plain_twin(model)) is not None
+    )
 
 
 def _check(models: Sequence[str], variants: Sequence[str], settings: Settings) -> None:
@@ -192,6 +201,7 @@ class _Subject:
         self.plain = plain_twin(model)
         self.device = torch.device(settings.device)
         self.module: nn.Module | None = None
+        self.compile_seconds: dict[str, float] = {}
         self.cost: Complexity | None = None
         self.layers: list[LayerCost] = []
         self.errors: dict[str, str] = {}
@@ -202,8 +212,13 @@ class _Subject:
     @property
     def name(self) -> str:
         if self.variant in PEERS:
-            return peer_name(self.variant, self.plain)
-        return self.plain if self.variant == "plain" else self.model
+            return peer_name(self.variant, self.plain) or self.variant
+        return self.plain if self.variant in ("plain", "plain-compiled") else self.model
+
+    @property
+    def _built(self) -> nn.Module:
+        assert self.module is not None  # `measures` is asked first
+        return self.module
 
     def measures(self, mode: str) -> bool:
         return not {"build", mode} & self.errors.keys()
@@ -234,7 +249,10 @@ class _Subject:
             self.layers = layer_costs(self.name, settings.batch_size, settings.image_size, DTYPES[settings.dtype])
         torch.manual_seed(0)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.module = self._create().to(self.device, memory_format=memory_format)
+        self.module = self._create().to(self.device).to(memory_format=memory_format)
+        if self.variant in COMPILED:
+            torch.compiler.reset()  # the limit on recompiled frames is one for all models of a kind
+            self.module.compile(fullgraph=True)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=LR, momentum=0.9)
         x = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size)
         self.x = x.to(self.device, memory_format=memory_format)
@@ -246,6 +264,8 @@ class _Subject:
     def prepare(self, mode: str) -> None:
         """Warm up, measure memory, and choose how many steps make a round."""
         with self._mode(mode):
+            if self.variant in COMPILED:
+                self.compile_seconds[mode] = timed(lambda: self._step(mode), self.device)
             for _ in range(WARM_UP_STEPS):
                 seconds = timed(lambda: self._step(mode), self.device)
             release_scratch()  # a buffer that outlives the step counts, too
@@ -259,14 +279,14 @@ class _Subject:
 
     @contextmanager
     def _mode(self, mode: str) -> Iterator[None]:
-        self.module.train(mode == "training")
+        self._built.train(mode == "training")
         backend = use_backend(self.variant) if self.variant in BACKENDS else nullcontext()
         with backend, torch.inference_mode(mode == "inference"):
             yield
 
     def _step(self, mode: str) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            logits = self.module(self.x)
+            logits = self._built(self.x)
             if mode == "inference":
                 return
             loss = F.cross_entropy(logits, self.y)
@@ -307,6 +327,12 @@ def _compare(model: str, variants: Sequence[str], settings: Settings, bar: tqdm)
     return subjects
 
 
+def _base_of(subject: _Subject, subjects: Sequence[_Subject]) -> _Subject:
+    """What a variant's times are divided by."""
+    base = "plain-compiled" if subject.variant == "fused-compiled" else "plain"
+    return next(each for each in subjects if each.variant == base)
+
+
 def _row(subject: _Subject, plain: _Subject, peaks: Peaks) -> dict[str, Any]:
     settings, cost = subject.settings, subject.cost
     floors = floor_seconds(subject.layers, peaks) if subject.layers else dict.fromkeys(MODES)
@@ -335,6 +361,7 @@ def _measurement(subject: _Subject, plain: _Subject, mode: str, floor: float | N
         "ratios": ratios,
         "ratio": ratios and float(np.median(ratios)),
         "ratio_quartiles": ratios and np.percentile(ratios, (25, 75)).tolist(),
+        "compile_seconds": subject.compile_seconds.get(mode),
         "steps": subject.steps[mode],
         "peak_bytes": subject.peaks[mode],
         "floor_ms": floor and 1000 * floor,
@@ -404,6 +431,8 @@ def format_benchmark(result: dict[str, Any]) -> str:
         describe_machine(result),
         f"ms: median of {result['settings']['rounds']} rounds, in each of which all variants took their turn.",
         "× plain: median of the ratios to the plain model in the same round; in brackets their quartiles.",
+        "  Of a compiled KAConv model, to the compiled plain model.",
+        "compile: how long a compiled model's first step takes, which compiles it.",
         "× floor: times the least that the convolutions need to move or compute, at the rates measured in this run:",
         f"  {peaks['flops'] / 1e9:,.0f} GFLOP/s in a matrix product, {peaks['bandwidth'] / 1e9:,.1f} GB/s in a copy.",
         "MiB: the most memory that a step takes beyond weights, optimizer state and batch (gradients count).",
@@ -424,7 +453,7 @@ def describe_machine(result: dict[str, Any]) -> str:
 def _format_mode(rows: list[dict[str, Any]], mode: str) -> list[str]:
     sizes = f"batch {rows[0]['batch_size']}, {rows[0]['image_size']}×{rows[0]['image_size']} pixels"
     header = [{"inference": "Inference", "training": "Training step"}[mode] + f", {sizes}"]
-    header += ["params", "mult.-adds", "ms", "× plain", "", "× floor", "MiB", "extra"]
+    header += ["params", "mult.-adds", "ms", "× plain", "", "× floor", "MiB", "extra", "compile"]
     plain = rows[0][mode]
     body = [[_label(row), *_figures(row, row[mode], plain)] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *body, strict=True)]
@@ -443,14 +472,14 @@ def _format_mode(rows: list[dict[str, Any]], mode: str) -> list[str]:
 
 
 def _label(row: dict[str, Any]) -> str:
-    return f"{row['name']}, {row['variant']}" if row["variant"] in BACKENDS else row["name"]
+    return f"{row['name']}, {row['variant']}" if row["variant"] in (*BACKENDS, *COMPILED) else row["name"]
 
 
 def _figures(row: dict[str, Any], measured: dict[str, Any] | None, plain: dict[str, Any] | None) -> list[str]:
     if measured is None:
-        return [""] * 8
+        return [""] * 9
     ratio, quartiles, floor = measured["ratio"], measured["ratio_quartiles"], measured["floor_ms"]
-    is_plain = row["variant"] == "plain"
+    is_plain, compile_seconds = row["variant"] == "plain", measured.get("compile_seconds")
     extra = None if is_plain or plain is None else measured["peak_bytes"] - plain["peak_bytes"]
     return [
         f"{row['params'] / 1e6:.2f}M",
@@ -461,6 +490,7 @@ def _figures(row: dict[str, Any], measured: dict[str, Any] | None, plain: dict[s
         "" if floor is None else f"{measured['median_ms'] / floor:.1f}",
         f"{measured['peak_bytes'] / 2**20:.1f}",
         "" if extra is None else f"{extra / 2**20:+.1f}".replace("-", "−"),
+        "" if compile_seconds is None else f"{compile_seconds:.0f} s",
     ]
 
 

@@ -9,8 +9,8 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -106,9 +106,9 @@ def default_workers() -> list[int]:
 
 
 def _stages(bundle: DataBundle) -> dict[str, Dataset]:
-    test = bundle.test
+    test: Any = bundle.test
     if not hasattr(test, "loader"):  # in memory: there is nothing to decode
-        return {"evaluation": test, "training": bundle.train}
+        return {"evaluation": test, "training": bundle.train or test}
     training = bundle.train or training_pictures(test.root, bundle.preprocessing)
     return {
         DECODE: _changed(test, transform=_nothing),
@@ -128,12 +128,12 @@ def _nothing(picture: object) -> int:
     return 0  # so that no pixels travel from the loading process
 
 
-def _some(dataset: Dataset, pictures: int) -> Dataset:
-    n = len(dataset)
+def _some(dataset: Dataset, pictures: int) -> Subset:
+    n = len(cast(Sized, dataset))
     return Subset(dataset, random.Random(0).sample(range(n), min(n, pictures)))
 
 
-def _rows(stages: dict[str, Dataset], workers: int, rounds: int, bar: tqdm) -> list[dict[str, Any]]:
+def _rows(stages: dict[str, Subset], workers: int, rounds: int, bar: tqdm) -> list[dict[str, Any]]:
     """All stages take turns in every round: a slow spell of the machine meets them all."""
     loaders = {
         name: DataLoader(

@@ -82,8 +82,8 @@ class _RoutedConv2d(nn.Module):
         self.conv = CondConv2d(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
+            conv.kernel_size[0],
+            conv.stride[0],
             conv.padding[0],
             groups=conv.groups,
             num_experts=EXPERTS,

@@ -73,10 +73,11 @@ def layer_costs(model_name: str, batch_size: int, image_size: int, dtype: torch.
 
     def count(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            macs = output.numel() * module.weight[0].numel()
-            weight = module.weight.numel() * module.weight.itemsize
-            moved = (inputs[0].numel() * dtype.itemsize, weight, output.numel() * dtype.itemsize)
-            costs.append(LayerCost(name, macs, *moved, is_first=inputs[0] is x))
+            kernel = module.get_parameter("weight")
+            macs = output.numel() * kernel[0].numel()
+            weight = kernel.numel() * kernel.itemsize
+            read, written = (maps.numel() * dtype.itemsize for maps in (inputs[0], output))
+            costs.append(LayerCost(name, macs, read, weight, written, is_first=inputs[0] is x))
 
         return hook
 

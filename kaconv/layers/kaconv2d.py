@@ -9,15 +9,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv import ops
 from kaconv.layers.attention_generators import ATTENTION_GENERATORS
+from kaconv.ops.geometry import Geometry
 
 _CAST_BY_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class KAConv2d(nn.Module):
-    """Kernel attention convolution. It takes the place of a whole convolution, norm, activation triple.
+    """Kernel attention convolution, which replaces a whole convolution, norm, activation triple.
 
     Every position of the kernel is a 1×1 convolution with a norm of its own (`Y_p = act(norm_p(Z_p))`); the output is
-    their sum, weighed by an attention that differs by sample, output channel and kernel position, and is computed
+    their sum, weighted by an attention that differs by sample, output channel and kernel position, and is computed
     from the pooled Y_p (KAConv, Neurocomputing 2022, section 3).
 
     Args:
@@ -91,8 +92,8 @@ class KAConv2d(nn.Module):
         self.kernel_size = _pair("kernel_size", kernel_size, least=1)
         self.stride = _pair("stride", stride, least=1)
         self.dilation = _pair("dilation", dilation, least=1)
-        (kh, kw), (dh, dw) = self.kernel_size, self.dilation
-        self.padding = _pair("padding", (dh * (kh // 2), dw * (kw // 2)) if padding is None else padding, least=0)
+        same = self.dilation[0] * (self.kernel_size[0] // 2), self.dilation[1] * (self.kernel_size[1] // 2)
+        self.padding = same if padding is None else _pair("padding", padding, least=0)
         self.groups = groups
         self.attention = letter
         self.backend = ops.check_backend(backend)
@@ -104,11 +105,16 @@ class KAConv2d(nn.Module):
         module: Any
         for module in self.act.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # it would overwrite what a hook on `norm` has seen
+                setattr(module, "inplace", False)  # noqa: B010 (it would overwrite what a hook on `norm` has seen)
         hidden = max(out_channels // reduction, min_hidden)
         self.attention_generator = ATTENTION_GENERATORS[letter](out_channels, positions, hidden, logit_bias)
         self.reset_parameters()
         self.to(device=device, dtype=dtype)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Kernel size, stride, padding, dilation and groups together."""
+        return Geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
 
     def reset_parameters(self) -> None:
         """Kaiming-normal (fan-in) weights, zero biases, fresh norms.
@@ -122,8 +128,8 @@ class KAConv2d(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            elif module is not self and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
@@ -133,10 +139,7 @@ class KAConv2d(nn.Module):
             self.norm,
             self.act,
             self.attention_generator,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
+            self.geometry,
             self.backend,
         )
 

@@ -8,6 +8,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from kaconv.models.checkpoints import METADATA_KEY, Checkpoint
+from kaconv.ops import use_backend
 from kaconv.utils.files import replacing
 
 FORMATS = ("onnx", "pt2")
@@ -17,7 +18,8 @@ def export(checkpoint: Checkpoint, path: str | Path, format: str) -> None:
     """Write a checkpoint's model, with one input `images` (N, 3, S, S), prepared, and one output `logits`; any N.
 
     The file also holds, as JSON, the model's name, classes, preprocessing and the checkpoint's info: in ONNX as the
-    metadata property `kaconv`, in pt2 as the extra file `kaconv.json`. The layers are exported as PyTorch's operators.
+    metadata property `kaconv`, in pt2 as the extra file `kaconv.json`. The layers are exported as PyTorch's own
+    operators, so that the file runs without kaconv; `torch.export.export(model, ...)` keeps the fused ones.
 
     Args:
         format: "onnx" or "pt2" (for `torch.export.load`).
@@ -41,9 +43,10 @@ def export(checkpoint: Checkpoint, path: str | Path, format: str) -> None:
 
 def _program(checkpoint: Checkpoint) -> ExportedProgram:
     size = checkpoint.preprocessing.image_size
-    # Two pictures: a batch of one would be taken for a constant.
+    # Two images: a batch of one would be taken for a constant.
     images = torch.zeros(2, 3, size, size)
-    return torch.export.export(checkpoint.model.eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
+    with use_backend("eager"):
+        return torch.export.export(checkpoint.model.eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
 
 
 def _write_onnx(checkpoint: Checkpoint, path: str | Path, metadata: str) -> None:
@@ -60,6 +63,7 @@ def _write_onnx(checkpoint: Checkpoint, path: str | Path, metadata: str) -> None
         optimize=False,  # it takes minutes for thousands of small operators, and runtimes do it again
         verbose=False,
     )
+    assert exported is not None  # it is where a file is written at once
     exported.model.metadata_props[METADATA_KEY] = metadata
     with replacing(path) as temporary:
         exported.save(temporary)

@@ -7,8 +7,9 @@ processor's cache.
 
 import ctypes
 import math
+import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,15 +42,20 @@ def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why `CPUTaps` cannot take this input; None where it can."""
     if x.dtype not in (torch.float32, torch.float64):
         return f"the compiled CPU passes take float32 and float64, not {x.dtype}"
-    if native.library() is None:
+    if not _compiled():
         return "the CPU passes could not be compiled"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _compiled() -> bool:
+    return native.library() is not None
 
 
 class CPUTaps:
     """One input and one kernel; see `kaconv.ops.fused` for the meaning of the passes and of their arguments."""
 
-    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry) -> None:
+    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, z: Tensor | None = None) -> None:
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         self._format = torch.channels_last if last else torch.contiguous_format
         self._x, self._weight, self._geometry = x.contiguous(), weight, geometry
@@ -60,8 +66,8 @@ class CPUTaps:
         self._depthwise = self._in_group == self._out_group == 1
         # (G, K, C/G, Cin/G)
         self._packed = weight.unflatten(0, (self._groups, self._out_group)).flatten(-2).permute(0, 3, 1, 2).contiguous()
-        self._scratch = None if min(self._in_group, self._out_group) <= _FEW_CHANNELS else _Scratch()
-        self._z: Tensor | None = None
+        self._stores_maps = min(self._in_group, self._out_group) > _FEW_CHANNELS
+        self._z = z
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
         self._chunks = max(1, min(len(x), _CHUNKS // self._groups))
 
@@ -72,6 +78,15 @@ class CPUTaps:
         sample = geometry.positions * weight.shape[0] * height * width * x.element_size()
         return max(1, _AT_ONCE_BYTES // max(1, sample))
 
+    @staticmethod
+    def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...] | None:
+        """(G, K, C/G, N·pixels) with many channels in a group."""
+        in_group, out_group = weight.shape[1], weight.shape[0] // geometry.groups
+        if min(in_group, out_group) <= _FEW_CHANNELS:
+            return None
+        height, width = geometry.output_size(*x.shape[2:])
+        return geometry.groups, geometry.positions, out_group, x.shape[0] * height * width
+
     def moments(self) -> tuple[Tensor, Tensor]:
         total, squares = (self._sums(torch.float64) for _ in range(2))
         self._call("moments", total, squares)
@@ -79,7 +94,7 @@ class CPUTaps:
         mean = total.mean(dim=0) / pixels
         spread = squares.sum(dim=0) + pixels * (total / pixels - mean).square().sum(dim=0)
         var = spread / (len(self._x) * pixels)
-        if self._scratch is None and self._depthwise:  # of the input: the maps are it, times one weight
+        if not self._stores_maps and self._depthwise:  # of the input: the maps are it, times one weight
             w = self._packed.flatten(1).t().double()
             mean, var = mean * w, var * w.square()
         return mean.to(self._x.dtype), var.to(self._x.dtype)
@@ -122,7 +137,7 @@ class CPUTaps:
     ) -> tuple[Tensor, Tensor]:
         norm = (self._times_weight(r), t, gamma, beta, cap)
         slopes = (dout.contiguous(), alpha, bias, delta, epsilon)
-        if self._scratch is not None:
+        if self._stores_maps:
             self._call("gradients", *norm, *slopes, None, None)
             dx, dpacked = self._map_gradients()
         else:
@@ -134,11 +149,11 @@ class CPUTaps:
 
     # The maps of many channels, as matrix products ----------------------------------------------------------------
 
-    def _maps(self) -> Tensor:
+    def maps(self) -> Tensor:
         """Z of all samples, (G, K, C/G, N·pixels)."""
         if self._z is None:
             pixels = self._size[0] * self._size[1]
-            self._z = self._scratch.take((*self._packed.shape[:-1], len(self._x) * pixels), self._x)
+            self._z = _scratch((*self._packed.shape[:-1], len(self._x) * pixels), self._x)
             z = self._z.view(*self._kernels().shape[:-1], len(self._x), pixels)
             if self._aligned and self._groups == 1 and pixels >= _MANY_PIXELS:
                 for n, x in enumerate(self._x):  # without a copy of the input
@@ -156,22 +171,19 @@ class CPUTaps:
         x = self._x.unflatten(1, (self._groups, self._in_group))
         if self._aligned:
             return x.permute(1, 2, 0, 3, 4).flatten(2)
-        views = self._windows(pad(self._x, self._geometry.padding))
+        views = self._windows(pad(self._x, self._geometry))
         return torch.stack([view.permute(1, 2, 0, 3, 4).flatten(2) for view in views], dim=1).flatten(0, 1)
 
     def _windows(self, padded: Tensor) -> list[Tensor]:
-        g = self._geometry
-        views = windows(padded, g.kernel, g.stride, g.dilation)
-        return [view.unflatten(1, (self._groups, self._in_group)) for view in views]
+        return [view.unflatten(1, (self._groups, self._in_group)) for view in windows(padded, self._geometry)]
 
     def _map_gradients(self) -> tuple[Tensor, Tensor]:
         """dx and the gradient of the packed weight, from the gradients of the maps, which stand in their place."""
         kernels = self._kernels()
-        dz = self._z.view(*kernels.shape[:-1], -1)
+        dz = self.maps().view(*kernels.shape[:-1], -1)
         dpacked = torch.bmm(dz, self._seen().mT).view_as(self._packed)
         dseen = torch.bmm(kernels.mT, dz).unflatten(-1, (len(self._x), *self._size))
-        self._z = None
-        self._scratch.give_back()
+        self._z = None  # it holds the gradients
         if self._aligned:
             return dseen.permute(2, 0, 1, 3, 4).reshape(self._x.shape), dpacked
         # Each position's window of dx takes what the position saw.
@@ -189,13 +201,13 @@ class CPUTaps:
 
     def _times_weight(self, scale: Tensor) -> Tensor:
         """With depthwise maps the planes are the input's, so that their scale holds the weight."""
-        if self._scratch is None and self._depthwise:
+        if not self._stores_maps and self._depthwise:
             scale = scale * self._packed.flatten(1).t()
         return scale.contiguous()
 
     def _call(self, name: str, *arguments: Any) -> None:
         g = self._geometry
-        maps = None if self._scratch is None else self._maps()
+        maps = self.maps() if self._stores_maps else None
         transposed = self._packed.permute(0, 3, 1, 2).contiguous() if name == "gradients" and maps is None else None
         problem = _Problem(
             len(self._x), self._groups, self._in_group, self._out_group, *self._x.shape[2:], *self._size,
@@ -211,7 +223,7 @@ class CPUTaps:
 
 def release_scratch() -> None:
     """Free the buffer that is kept for the next layer's maps."""
-    _Scratch._kept.clear()
+    _kept.clear()
 
 
 def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
@@ -229,28 +241,26 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-class _Scratch:
-    """A buffer for maps. One is kept for the next layer, because fresh memory costs as much as filling it."""
+_kept: list[Tensor] = []
 
-    _kept: ClassVar[list[Tensor]] = []
 
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
+def _scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A tensor for maps, in a buffer that is kept for the next layer when the tensor has gone.
 
-    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        size = torch.Size(shape).numel() * like.element_size()
-        try:
-            self._buffer = self._kept.pop()
-        except IndexError:
-            self._buffer = None
-        if self._buffer is None or self._buffer.numel() < size:
-            self._buffer = torch.empty(size, dtype=torch.uint8)
-        return self._buffer[:size].view(like.dtype).view(shape)
+    One buffer is kept, because fresh memory costs as much as filling it.
+    """
+    size = math.prod(shape) * like.element_size()
+    try:
+        buffer = _kept.pop()
+    except IndexError:
+        buffer = torch.empty(0, dtype=torch.uint8)
+    if buffer.numel() < size:
+        buffer = torch.empty(size, dtype=torch.uint8)
+    lease = buffer.numpy()[:size]  # the tensor's storage holds this array, which so dies with it
+    weakref.finalize(lease, _give_back, buffer).atexit = False
+    return torch.from_numpy(lease).view(like.dtype).view(shape)
 
-    def give_back(self) -> None:
-        if self._buffer is not None and self._buffer.numel() <= _KEPT_BYTES and not self._kept:
-            self._kept.append(self._buffer)
-        self._buffer = None
 
-    def __del__(self) -> None:
-        self.give_back()
+def _give_back(buffer: Tensor) -> None:
+    if buffer.numel() <= _KEPT_BYTES and not _kept:
+        _kept.append(buffer)

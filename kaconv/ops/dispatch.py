@@ -1,19 +1,20 @@
 """Which implementation computes a KAConv."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from kaconv.ops import cpu_taps, eager, fused, reference
-from kaconv.ops.geometry import Geometry, Pair
-from kaconv.ops.sync_batch_norm import SYNCHRONISED
+from kaconv.ops import eager, fused, operators, reference
+from kaconv.ops.geometry import Geometry
+from kaconv.ops.sync_batch_norm import SYNCHRONISED, has_other_processes
 
 BACKENDS = ("auto", "reference", "eager", "fused")
 
@@ -53,39 +54,42 @@ def check_backend(backend: str) -> str:
 def kaconv2d(
     x: Tensor,
     weight: Tensor,
-    norm: Callable[[Tensor], Tensor],
-    act: Callable[[Tensor], Tensor],
-    attention_generator: Callable[[Tensor], Tensor],
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    norm: nn.Module,
+    act: nn.Module,
+    attention_generator: nn.Module,
+    geometry: Geometry,
     backend: str = "auto",
 ) -> Tensor:
     """As `kaconv.ops.reference.kaconv2d`, by the backend that is asked for, or by the fastest that applies.
 
     Hooks on `norm` and `act` need these modules to be called, so with such hooks it is always the reference. What
-    PyTorch traces or transforms (torch.compile, torch.export, torch.func, dispatch modes such as the FLOP counter) is
-    never fused.
+    torch.compile and torch.export trace is fused as operators that they keep (`kaconv.ops.operators`), except for
+    ONNX. What else PyTorch traces or transforms (torch.func, dispatch modes such as the FLOP counter) is never fused.
     """
     backend = _forced.get() or backend
     if backend == "reference" or _is_hooked(norm) or _is_hooked(act):
-        return reference.kaconv2d(x, weight, norm, act, attention_generator, stride, padding, dilation, groups)
-    geometry = Geometry(tuple(weight.shape[2:]), stride, padding, dilation, groups)
-    if backend == "eager" or _is_traced(x):
+        return reference.kaconv2d(x, weight, norm, act, attention_generator, geometry)
+    compiling = torch.compiler.is_compiling()
+    if backend == "eager" or _is_transformed() or (torch.onnx.is_in_onnx_export() if compiling else _is_traced(x)):
         return eager.kaconv2d(x, weight, norm, act, attention_generator, geometry)
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         x, weight = x.to(dtype), weight.to(dtype)
     taps_type, reason = _fused_taps(x, weight, norm, act, geometry)
-    if reason:
+    if compiling and isinstance(norm, SYNCHRONISED) and has_other_processes():
+        reason = "a compiled model has no kernels that share statistics between processes"
+    if reason or taps_type is None:
         _log_once(f"a KAConv runs unfused: {reason}", logging.WARNING if backend == "fused" else logging.INFO)
         return eager.kaconv2d(x, weight, norm, act, attention_generator, geometry)
+    assert isinstance(norm, _BatchNorm)
+    assert isinstance(act, nn.ReLU | nn.ReLU6)
+    if compiling:
+        return operators.kaconv2d(x, weight, norm, act, attention_generator, geometry)
     return fused.kaconv2d(x, weight, norm, act, attention_generator, geometry, taps_type)
 
 
 def _fused_taps(
-    x: Tensor, weight: Tensor, norm: object, act: object, geometry: Geometry
+    x: Tensor, weight: Tensor, norm: nn.Module, act: nn.Module, geometry: Geometry
 ) -> tuple[type[fused.Taps] | None, str | None]:
     """The passes for this device, or why there are none for this layer."""
     if type(norm) not in (nn.BatchNorm2d, *SYNCHRONISED):
@@ -95,38 +99,31 @@ def _fused_taps(
     if x.dtype != weight.dtype:
         return None, f"input and weight differ in dtype, {x.dtype} and {weight.dtype}"
     height, width = geometry.output_size(*x.shape[2:])
-    if len(x) * height * width < 2:
+    if x.shape[0] * height * width < 2:
         return None, "it wants more than one value in each channel"
-    if x.device.type == "cpu":
-        if torch.is_autocast_enabled("cpu"):
-            return None, "the compiled CPU passes take no autocast"
-        return cpu_taps.CPUTaps, cpu_taps.supported(x, weight, geometry)
-    if x.device.type == "cuda":
-        from kaconv.ops import triton_taps  # not every machine has Triton
-
-        return triton_taps.TritonTaps, triton_taps.supported(x, weight, geometry)
-    return None, f"there are no kernels for the device {x.device.type}"
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return None, "the compiled CPU passes take no autocast"
+    if x.device.type not in ("cpu", "cuda"):
+        return None, f"there are no kernels for the device {x.device.type}"
+    return operators.taps_for(x, weight, geometry)
 
 
-def _is_hooked(module: object) -> bool:
-    if not isinstance(module, nn.Module):
-        return False
+def _is_hooked(module: nn.Module) -> bool:
     if _has_any_global_hook():
         return True
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(part, name) for part in module.modules() for name in hooks)
 
 
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
 def _is_traced(x: Tensor) -> bool:
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or _get_current_dispatch_mode() is not None
-        or type(x) not in (Tensor, nn.Parameter)
-    )
+    return torch.jit.is_tracing() or _get_current_dispatch_mode() is not None or type(x) not in (Tensor, nn.Parameter)
 
 
+@torch.compiler.assume_constant_result
 @cache
 def _log_once(message: str, level: int) -> None:
     _LOGGER.log(level, message)

@@ -5,7 +5,6 @@ the reference: batch norm and its derivative need all maps.
 """
 
 from collections.abc import Callable
-from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -24,19 +23,13 @@ def kaconv2d(
     geometry: Geometry,
 ) -> Tensor:
     """As `kaconv.ops.reference.kaconv2d`."""
-    g = geometry
     if type(norm) is not nn.BatchNorm2d or norm.training or norm.running_mean is None:
-        return reference.kaconv2d(x, weight, norm, act, attention_generator, g.stride, g.padding, g.dilation, g.groups)
-    scale, shift = folded_batch_norm(norm, g.positions)
+        return reference.kaconv2d(x, weight, norm, act, attention_generator, geometry)
+    scale, shift = folded_batch_norm(norm, geometry.positions)
+    views = reference.windows(reference.pad(x, geometry), geometry)
     maps = [
-        act(F.conv2d(seen, weight[:, :, u : u + 1, v : v + 1] * scale_p[:, None, None, None], shift_p, groups=g.groups))
-        for seen, (u, v), scale_p, shift_p in zip(
-            reference.windows(reference.pad(x, g.padding), g.kernel, g.stride, g.dilation),
-            product(*map(range, g.kernel)),
-            scale,
-            shift,
-            strict=True,
-        )
+        act(F.conv2d(view, weight[:, :, u : u + 1, v : v + 1] * r[:, None, None, None], t, groups=geometry.groups))
+        for view, (u, v), r, t in zip(views, geometry.taps(), scale, shift, strict=True)
     ]
     q = torch.stack([y.mean(dim=(-2, -1)) for y in maps], dim=1)
     attention = attention_generator(q).to(maps[0].dtype)[..., None, None]
@@ -48,7 +41,9 @@ def kaconv2d(
 
 def folded_batch_norm(norm: nn.BatchNorm2d, positions: int) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm with running statistics, (K, C) each."""
-    scale = (norm.running_var + norm.eps).rsqrt()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.affine:
         scale = scale * norm.weight
     shift = -norm.running_mean * scale

@@ -1,4 +1,4 @@
-"""A KAConv that stores none of its K·C maps: every pass makes them anew from the input, as FlashAttention does.
+"""A KAConv that stores none of its K·C maps: every pass recomputes them from the input, as FlashAttention does.
 
 The passes belong to the device (`cpu_taps`, `triton_taps`); what they add up to is here. With z one of the maps, batch
 norm is `xhat = r·z + t`, `pre = gamma·xhat + beta`, and the activation `min(max(pre, 0), cap)`. Where 0 < pre < cap a
@@ -9,11 +9,10 @@ only the input and some vectors are kept.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv.ops.geometry import Geometry
@@ -27,28 +26,45 @@ class Taps(Protocol):
     float64 input, else float32. A NaN counts as active, so that it shows.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry) -> None: ...
+    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, z: Tensor | None = None) -> None:
+        """z: the maps, where they are known already and `maps_shape` has a place for them."""
+        ...
 
     @staticmethod
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
         """How many samples to take at a time at inference."""
+        ...
+
+    @staticmethod
+    def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...] | None:
+        """Shape in which the passes hand the maps on to each other; None where each makes them for itself."""
+        ...
+
+    def maps(self) -> Tensor:
+        """The maps, of `maps_shape`."""
+        ...
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and (biased) variance of z over samples and pixels, (K, C)."""
+        ...
 
     def pooled(self, scale: Tensor, shift: Tensor, cap: float) -> Tensor:
         """Mean over the pixels of act(scale·z + shift)."""
+        ...
 
     def pool(self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
         """Number of active pixels, sum of xhat over them, number of capped pixels."""
+        ...
 
     def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
         """Sum over K of attention · act(scale·z + shift): (N, C, H, W), of the input's dtype and memory format."""
+        ...
 
     def reduce(
         self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of dout over the active, of dout·xhat over the active, of dout over the capped pixels."""
+        ...
 
     def gradients(
         self,
@@ -67,6 +83,7 @@ class Taps(Protocol):
 
         alpha and bias are (N, K, C), delta and epsilon (K, C). It is the last pass.
         """
+        ...
 
 
 def kaconv2d(
@@ -79,32 +96,49 @@ def kaconv2d(
     taps_type: type[Taps],
 ) -> Tensor:
     """As `kaconv.ops.reference.kaconv2d`, for batch norm with ReLU or ReLU6."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (geometry.positions, weight.shape[0])
-    gamma = norm.weight.to(dtype).view(shape) if norm.affine else torch.ones(shape, dtype=dtype, device=x.device)
-    beta = norm.bias.to(dtype).view(shape) if norm.affine else torch.zeros(shape, dtype=dtype, device=x.device)
-    call = _Call(taps_type, geometry, math.inf if isinstance(act, nn.ReLU) else 6.0)
+    gamma, beta = affine(norm, x, geometry)
+    dtype = gamma.dtype
+    call = _Call(taps_type, geometry, cap_of(act))
 
     with torch.no_grad():
-        if norm.training or norm.running_mean is None:
+        if norm.training or norm.running_mean is None or norm.running_var is None:
             call.taps = taps_type(x, weight, geometry)
             call.group = _process_group(norm)
-            mean, var, call.values = _over_processes(*call.taps.moments(), _pixels(x, geometry) * len(x), call.group)
+            mean, var, call.values = _over_processes(*call.taps.moments(), pixels_of(x, geometry) * len(x), call.group)
             if norm.training and norm.track_running_stats:
                 unbiased = var * (call.values / (call.values - 1))
                 update_running_statistics(norm, mean.flatten(), unbiased.flatten())
         else:
-            mean, var = norm.running_mean.to(dtype).view(shape), norm.running_var.to(dtype).view(shape)
+            mean, var = norm.running_mean.to(dtype).view_as(gamma), norm.running_var.to(dtype).view_as(gamma)
         r = (var + norm.eps).rsqrt()
         t = -mean * r
 
-    trained = (x, weight, *norm.parameters(), *attention_generator.parameters())
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained):
+    if is_trained(x, weight, norm, attention_generator):
         q, *links = _Pool.apply(x, weight, gamma, beta, r, t, call)
         attention = attention_generator(q.to(x.dtype)).to(dtype)
         constants = (x.detach(), weight.detach(), gamma.detach(), beta.detach(), r, t, call)
         return _Aggregate.apply(attention, *links, *constants)
     return _infer(x, weight, gamma * r, gamma * t + beta, attention_generator, call)
+
+
+def affine(norm: _BatchNorm, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """gamma and beta of a batch norm over K·C channels, (K, C): float64 for a float64 x, else float32."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = (geometry.positions, norm.num_features // geometry.positions)
+    if not norm.affine:
+        return torch.ones(shape, dtype=dtype, device=x.device), torch.zeros(shape, dtype=dtype, device=x.device)
+    return norm.weight.to(dtype).view(shape), norm.bias.to(dtype).view(shape)
+
+
+def cap_of(act: nn.ReLU | nn.ReLU6) -> float:
+    """Where the activation ends."""
+    return math.inf if isinstance(act, nn.ReLU) else 6.0
+
+
+def is_trained(x: Tensor, weight: Tensor, norm: nn.Module, attention_generator: nn.Module) -> bool:
+    """Whether anything in a layer's call may want a gradient."""
+    tensors = (x, weight, *norm.parameters(), *attention_generator.parameters())
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _infer(
@@ -129,13 +163,13 @@ def _takes_samples_apart(attention_generator: nn.Module) -> bool:
     return not any(module._forward_hooks or module._forward_pre_hooks for module in attention_generator.modules())
 
 
-def _pixels(x: Tensor, geometry: Geometry) -> int:
+def pixels_of(x: Tensor, geometry: Geometry) -> int:
     height, width = geometry.output_size(*x.shape[2:])
     return height * width
 
 
-def _output_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
-    return (len(x), weight.shape[0], *geometry.output_size(*x.shape[2:]))
+def output_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
+    return (x.shape[0], weight.shape[0], *geometry.output_size(*x.shape[2:]))
 
 
 def _process_group(norm: _BatchNorm) -> distributed.ProcessGroup | None:
@@ -172,11 +206,6 @@ class _Call:
     group: distributed.ProcessGroup | None = None  # the processes that these values are spread over
     taps: Taps | None = None  # handed from pass to pass of the forward, so that maps which it may hold are made once
 
-    def act_sum(self, gamma: Tensor, beta: Tensor, active: Tensor, active_xhat: Tensor, capped: Tensor) -> Tensor:
-        """The sum of act(gamma·xhat + beta), or of its product with what the three sums were weighed by."""
-        total = gamma * active_xhat + beta * active
-        return total if math.isinf(self.cap) else total + self.cap * capped
-
     def mean(self, total: Tensor) -> Tensor:
         """Over the values that the statistics are from, given this process's sum of what each one's gradient is."""
         if not self.values:
@@ -185,6 +214,28 @@ class _Call:
             total = total.clone()
             distributed.all_reduce(total, group=self.group)
         return total / self.values
+
+
+def act_sum(gamma: Tensor, beta: Tensor, cap: float, active: Tensor, active_xhat: Tensor, capped: Tensor) -> Tensor:
+    """The sum of act(gamma·xhat + beta), or of its product with what the three sums were weighted by."""
+    total = gamma * active_xhat + beta * active
+    return total if math.isinf(cap) else total + cap * capped
+
+
+def through_aggregate(
+    attention: Tensor, gamma: Tensor, beta: Tensor, cap: float, sums: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the attention, of gamma and of beta by way of the output, from the sums that `reduce` gives."""
+    d_active, d_active_xhat, _ = sums
+    dgamma, dbeta = (attention * d_active_xhat).sum(dim=0), (attention * d_active).sum(dim=0)
+    return act_sum(gamma, beta, cap, *sums), dgamma, dbeta
+
+
+def through_pool(
+    dq: Tensor, active: Tensor, active_xhat: Tensor, dgamma: Tensor, dbeta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of gamma and beta, from those by way of the output and dq, the gradient of the pooled sums."""
+    return dgamma + (dq * active_xhat).sum(dim=0), dbeta + (dq * active).sum(dim=0)
 
 
 class _Pool(torch.autograd.Function):
@@ -197,19 +248,19 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor, call: _Call
+        ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor, call: _Call
     ) -> tuple[Tensor, ...]:
         call.taps = call.taps or call.taps_type(x, weight, call.geometry)
         active, active_xhat, capped = call.taps.pool(r, t, gamma, beta, call.cap)
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, gamma, beta, r, t, active, active_xhat)
-        q = call.act_sum(gamma, beta, active, active_xhat, capped) / _pixels(x, call.geometry)
-        return q, _zeros(x, _output_shape(x, weight, call.geometry)), *(_zeros(c, c.shape) for c in (q, gamma, beta))
+        q = act_sum(gamma, beta, call.cap, active, active_xhat, capped) / pixels_of(x, call.geometry)
+        return q, zeros(x, output_shape(x, weight, call.geometry)), *(zeros(c, c.shape) for c in (q, gamma, beta))
 
     @staticmethod
     def backward(
-        ctx: FunctionCtx,
+        ctx: Any,
         dq: Tensor | None,
         dout: Tensor | None,
         attention: Tensor | None,
@@ -220,13 +271,12 @@ class _Pool(torch.autograd.Function):
         call: _Call = ctx.call
         x, weight, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
         taps = getattr(dgamma, _TAPS, None) or call.taps_type(x, weight, call.geometry)
-        if dout is None:  # no `_Aggregate` in this backward
-            dout, attention = _zeros(x, _output_shape(x, weight, call.geometry)), torch.zeros_like(active)
+        if dout is None or attention is None or dgamma is None or dbeta is None:  # no `_Aggregate` in this backward
+            dout, attention = zeros(x, output_shape(x, weight, call.geometry)), torch.zeros_like(active)
             dgamma, dbeta = torch.zeros_like(gamma), torch.zeros_like(beta)
         # None is the gradient where a hook has cut the attention off the graph.
-        dq = torch.zeros_like(active) if dq is None else dq / _pixels(x, call.geometry)
-        dgamma = dgamma + (dq * active_xhat).sum(dim=0)
-        dbeta = dbeta + (dq * active).sum(dim=0)
+        dq = torch.zeros_like(active) if dq is None else dq / pixels_of(x, call.geometry)
+        dgamma, dbeta = through_pool(dq, active, active_xhat, dgamma, dbeta)
         slope = gamma * r
         # Moving statistics are constants: nothing flows back through them.
         delta, epsilon = slope * call.mean(dbeta), slope * call.mean(dgamma)
@@ -240,7 +290,7 @@ class _Aggregate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         attention: Tensor,
         link_dout: Tensor,
         link_attention: Tensor,
@@ -255,6 +305,7 @@ class _Aggregate(torch.autograd.Function):
         call: _Call,
     ) -> Tensor:
         attention = attention.contiguous()
+        assert call.taps is not None  # `_Pool` made it
         out = call.taps.aggregate(gamma * r, gamma * t + beta, attention, call.cap)
         call.taps = None
         ctx.call = call
@@ -263,7 +314,7 @@ class _Aggregate(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dout: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor | None) -> tuple[Tensor | None, ...]:
         _check_first_derivative()
         if dout is None:
             return (None,) * 12
@@ -271,9 +322,8 @@ class _Aggregate(torch.autograd.Function):
         attention, x, weight, gamma, beta, r, t = ctx.saved_tensors
         attention = attention.detach()
         taps = call.taps_type(x, weight, call.geometry)
-        d_active, d_active_xhat, d_capped = taps.reduce(r, t, gamma, beta, call.cap, dout)
-        dattention = call.act_sum(gamma, beta, d_active, d_active_xhat, d_capped)
-        dgamma, dbeta = (attention * d_active_xhat).sum(dim=0), (attention * d_active).sum(dim=0)
+        sums = taps.reduce(r, t, gamma, beta, call.cap, dout)
+        dattention, dgamma, dbeta = through_aggregate(attention, gamma, beta, call.cap, sums)
         # `_Pool` would make the same maps again. They go with a gradient, so that they live as long as it does.
         setattr(dgamma, _TAPS, taps)
         return dattention, dout, attention, dgamma, dbeta, *[None] * 7
@@ -282,7 +332,7 @@ class _Aggregate(torch.autograd.Function):
 _TAPS = "_kaconv_taps"
 
 
-def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """One zero that is seen as a whole tensor."""
     return like.new_zeros(()).expand(shape)
 

@@ -1,5 +1,6 @@
-"""Sizes of a convolution: which input pixel each kernel position reads."""
+"""The sizes of a convolution, from which follows the input pixel that each kernel position reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,12 +22,22 @@ class Geometry:
         """K, the number of kernel positions."""
         return self.kernel[0] * self.kernel[1]
 
-    def offsets(self) -> list[Pair]:
-        """For each kernel position, row-major, the (row, column) it reads, relative to output index times stride."""
-        (kh, kw), (dh, dw), (ph, pw) = self.kernel, self.dilation, self.padding
-        return [(u * dh - ph, v * dw - pw) for u, v in product(range(kh), range(kw))]
+    def numbers(self) -> list[int]:
+        """All but the kernel, as an operator's schema takes them; see `from_numbers`."""
+        return [*self.stride, *self.padding, *self.dilation, self.groups]
+
+    @classmethod
+    def from_numbers(cls, kernel: Sequence[int], numbers: Sequence[int]) -> "Geometry":
+        """The geometry that `numbers` were taken from, of this kernel size."""
+        kh, kw = kernel
+        sh, sw, ph, pw, dh, dw, groups = numbers
+        return cls((kh, kw), (sh, sw), (ph, pw), (dh, dw), groups)
+
+    def taps(self) -> list[Pair]:
+        """(u, v) of each kernel position, row by row, the top left first."""
+        return list(product(range(self.kernel[0]), range(self.kernel[1])))
 
     def output_size(self, height: int, width: int) -> Pair:
         """(H, W) of the output for an input of this height and width."""
-        sizes = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
+        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self.kernel, self.stride, self.padding, self.dilation
+        return (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1

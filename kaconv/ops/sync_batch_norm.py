@@ -48,6 +48,9 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
 
 def update_running_statistics(norm: _BatchNorm, mean: Tensor, unbiased_var: Tensor) -> None:
     """Move a batch norm's running statistics, (C,), towards a batch's, as its own forward pass in training does."""
+    assert norm.num_batches_tracked is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     norm.num_batches_tracked.add_(1)
     momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
     for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased_var)):

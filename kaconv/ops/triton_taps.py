@@ -10,8 +10,8 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,14 +36,21 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@torch.compiler.assume_constant_result
 def _interpreted() -> bool:
     """Whether kernels run in Triton's interpreter. Triton reads the variable once, when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on") and _kernels().INTERPRETED
+
+
+@torch.compiler.assume_constant_result
+def _capable(device: int) -> bool:
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
@@ -55,7 +62,7 @@ def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     if x.device != weight.device:
         return f"the input is on {x.device}, the weight on {weight.device}"
     if x.device.type == "cuda":
-        if torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
+        if not _capable(x.device.index):
             return "the device's compute capability is below 8.0"
     elif x.device.type != "cpu" or not _interpreted():
         return f"no Triton kernels for device type {x.device.type!r}"
@@ -79,7 +86,7 @@ class TritonTaps:
         weight: (C, Cin/groups, kh, kw). It is rounded to x's dtype.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry) -> None:
+    def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, z: Tensor | None = None) -> None:
         self.kernels = _kernels()
         self.x = _channels_last(x)
         self.like_x = x
@@ -101,6 +108,14 @@ class TritonTaps:
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
         """All: no map is stored, so parts of the batch would save nothing."""
         return max(1, len(x))
+
+    @staticmethod
+    def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> None:
+        """None: no map is stored."""
+
+    def maps(self) -> Tensor:
+        """Never asked for: no map is stored."""
+        raise NotImplementedError
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of z over samples and pixels, each (K, C)."""
@@ -124,8 +139,10 @@ class TritonTaps:
     def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
         """Sum over k of attention (N, K, C) times act(scale·z + shift): (N, C, H, W)."""
         out = _empty_like_format(self.like_x, (self.samples, self.channels, self.height, self.width))
-        coefficients = {"coefficient_0": self._scaled(scale), "coefficient_1": shift, "alpha": attention}
-        self._taps(self.kernels.AGGREGATE, out, cap, strides=out.stride(), **coefficients)
+        scale = self._scaled(scale)
+        strides = out.stride()
+        aggregate = self.kernels.AGGREGATE
+        self._taps(aggregate, out, cap, None, strides, coefficient_0=scale, coefficient_1=shift, alpha=attention)
         return out
 
     def reduce(
@@ -166,7 +183,8 @@ class TritonTaps:
     def _active_sums(self, mode, r, t, gamma, beta, cap, dout) -> tuple[Tensor, Tensor, Tensor]:
         coefficients = {"coefficient_0": self._scaled(r), "coefficient_1": t, "gamma": gamma, "beta": beta}
         if math.isfinite(cap):
-            return self._sums(mode, 3, cap, dout, **coefficients).sum(2).unbind()
+            active, active_xhat, capped = self._sums(mode, 3, cap, dout, **coefficients).sum(2)
+            return active, active_xhat, capped
         active, active_xhat = self._sums(mode, 2, cap, dout, **coefficients).sum(2)
         return active, active_xhat, torch.zeros_like(active)
 
@@ -260,13 +278,13 @@ class TritonTaps:
         step = min(self.samples, max(1, _DZ_BYTES // (of_sample * self.x.element_size())))
         dz_maps = torch.empty(step * of_sample, dtype=self.x.dtype, device=self.x.device)
         names = {"r": "coefficient_0", "t": "coefficient_1"}
-        dw = 0
+        dw = torch.zeros(self.packed.shape, dtype=self.accumulator, device=self.x.device)
         for start in range(0, self.samples, step):
             chunk = slice(start, start + step)
             of_chunk = {name: c[chunk] if c.ndim == 3 else c for name, c in coefficients.items()}
             renamed = {names.get(name, name): c for name, c in of_chunk.items()}
             self._taps(self.kernels.DZ, dz_maps, cap, dout, dout.stride(), chunk, **renamed)
-            dw = dw + self._dense_gradients_of(chunk, dz_maps, dx, dout, cap, of_chunk)
+            dw += self._dense_gradients_of(chunk, dz_maps, dx, dout, cap, of_chunk)
         return dx, dw
 
     def _dense_gradients_of(
@@ -436,7 +454,7 @@ class TritonTaps:
             "DOT": dot, "PRECISION": _float32_precision(), **self._constants(),
         }  # fmt: skip
 
-    def _launch(self, kernel: Callable, programs: int, **arguments) -> None:
+    def _launch(self, kernel: Any, programs: int, **arguments) -> None:
         if self.x.is_cuda:
             with torch.cuda.device(self.x.device):
                 kernel[(programs,)](**arguments)
@@ -466,7 +484,8 @@ def _strides(name: str, tensor: Tensor) -> dict[str, int]:
 
 def _float32_precision() -> str:
     """As torch's own convolutions: TF32 where the user (or torch's default) allows it."""
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009 (its stub does not know it)
+    return "tf32" if convolutions.fp32_precision == "tf32" else "ieee"
 
 
 def _step_most(x: Tensor) -> int:

@@ -16,12 +16,15 @@ Row = Mapping[str, Any]
 
 _MODES = {"inference": "Inference", "training": "Training step"}
 _LABELS = {"reference": "KAConv, reference", "eager": "KAConv, eager", "fused": "KAConv, fused"}
+_LABELS |= {"plain-compiled": "plain, compiled", "fused-compiled": "KAConv, fused, compiled"}
 # Okabe and Ito's colours again; KAConv's forms are filled, its peers open.
 _MARKS = {
     "plain": ("o", VARIANT_COLORS["plain"]),
     "reference": ("X", "#56B4E9"),
     "eager": ("s", "#0072B2"),
     "fused": ("D", "#D55E00"),
+    "plain-compiled": ("*", VARIANT_COLORS["plain"]),
+    "fused-compiled": ("P", "#D55E00"),
     "SE": ("^", "#009E73"),
     "SK": ("v", "#CC79A7"),
     "CondConv": ("p", "#B07B00"),

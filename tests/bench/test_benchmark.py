@@ -9,7 +9,15 @@ from torch import nn
 
 import kaconv
 from kaconv.bench import benchmark
-from kaconv.bench.benchmark import MODES, VARIANTS, format_benchmark, peak_bytes, read_benchmark, run_benchmark
+from kaconv.bench.benchmark import (
+    COMPILED,
+    MODES,
+    VARIANTS,
+    format_benchmark,
+    peak_bytes,
+    read_benchmark,
+    run_benchmark,
+)
 from kaconv.bench.peers import EXPERTS, create_peer, peer_name
 from kaconv.bench.roofline import LayerCost, Peaks, floor_seconds, layer_costs, measure_peaks
 from kaconv.cli import main
@@ -375,3 +383,21 @@ def test_on_cuda():
     result = run_benchmark(["ka_resnet11_cifar_l"], dtype="bfloat16", **SMALL | {"device": "cuda"})
     assert result["rows"][0]["error"] is None
     assert result["rows"][1]["training"]["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_compiled_models_stand_beside_each_other(monkeypatch):
+    compile_module = nn.Module.compile
+    quick = {"backend": "eager"}  # Inductor would take minutes, and is not what is tested
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compile_module(module, **options | quick))
+    result = run_benchmark(["ka_resnet11_cifar_l"], ["fused-compiled"], **SMALL | {"rounds": 2})
+    plain, plain_compiled, fused_compiled = result["rows"]
+    assert [row["variant"] for row in result["rows"]] == ["plain", *COMPILED]
+    assert [row["error"] for row in result["rows"]] == [None] * 3
+    for mode in MODES:
+        assert plain[mode]["compile_seconds"] is None
+        assert min(plain_compiled[mode]["compile_seconds"], fused_compiled[mode]["compile_seconds"]) > 0
+        pairs = zip(fused_compiled[mode]["ms"], plain_compiled[mode]["ms"], strict=True)
+        assert fused_compiled[mode]["ratios"] == pytest.approx([a / b for a, b in pairs])
+    text = format_benchmark(result)
+    assert re.search(r"ka_resnet11_cifar_l, fused-compiled .* \d+ s\n", text)

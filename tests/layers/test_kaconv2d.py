@@ -61,9 +61,8 @@ def test_equals_the_formulas(geometry, attention, training):
 def test_output_size_and_sum_of_the_maps_are_the_convolution(geometry):
     layer = KAConv2d(4, 8, **geometry).double()
     x = torch.randn(2, 4, 11, 10, dtype=torch.float64)
-    settings = layer.stride, layer.padding, layer.dilation, layer.groups
-    convolution = F.conv2d(x, layer.weight, None, *settings)
-    torch.testing.assert_close(decompose(x, layer.weight, *settings).sum(1), convolution)
+    convolution = F.conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    torch.testing.assert_close(decompose(x, layer.weight, layer.geometry).sum(1), convolution)
     assert layer(x).shape == convolution.shape
 
 
@@ -157,7 +156,7 @@ def test_training_statistics_equal_separate_batch_norms():
     for _ in range(3):
         x = torch.randn(4, 3, 9, 9, dtype=torch.float64) + 1
         layer(x)
-        z = decompose(x, layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
+        z = decompose(x, layer.weight, layer.geometry)
         for p, norm in enumerate(separate):
             norm(z[:, p])
     torch.testing.assert_close(layer.norm.running_mean, torch.cat([norm.running_mean for norm in separate]))
@@ -175,7 +174,7 @@ def test_any_norm_looks_at_one_position_only(norm_layer, act_layer):
     torch.manual_seed(0)
     layer = KAConv2d(3, 4, 3, norm_layer=norm_layer, act_layer=act_layer).double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
-    z = decompose(x, layer.weight, layer.stride, layer.padding, layer.dilation, layer.groups)
+    z = decompose(x, layer.weight, layer.geometry)
     y = torch.stack([layer.act(norm_layer(4).double()(z[:, p])) for p in range(9)], dim=1)
     torch.testing.assert_close(layer(x), aggregate(y, layer.attention_generator(y.mean(dim=(3, 4)))))
 

@@ -278,24 +278,6 @@ def test_activation_checkpointing(use_reentrant):
     torch.testing.assert_close((x.grad, layer.weight.grad), plain)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_torch_compile_takes_the_eager_form_in_one_graph(training):
-    torch.manual_seed(0)
-    layer = make((4, 4, 4), kernel_size=3).train(training)
-    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
-    expected = everything(layer, x, "fused")
-    compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), expected["output"], rtol=1e-8, atol=1e-9)
-
-
-def test_torch_export_with_any_batch_size():
-    layer = make((4, 4, 4), dtype=torch.float32, kernel_size=3).eval()
-    batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(layer, (torch.randn(3, 4, 6, 6),), dynamic_shapes=({0: batch},))
-    x = torch.randn(5, 4, 6, 6)
-    torch.testing.assert_close(program.module()(x), layer(x))
-
-
 def test_torch_func_transforms():
     layer = make((4, 4, 4), kernel_size=3).eval()
     x = torch.randn(3, 4, 6, 6, dtype=torch.float64)

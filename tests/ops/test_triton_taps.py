@@ -127,7 +127,7 @@ class Problem:
     def expected(self):
         x, weight = (a.double().requires_grad_() for a in (self.x, self.weight))
         geometry = self.geometry
-        z = decompose(x, weight, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        z = decompose(x, weight, geometry)
 
         def wide(coefficient):
             return coefficient.double()[..., None, None]

@@ -1,0 +1,399 @@
+"""The fused KAConv as operators of PyTorch, which torch.compile, torch.export and AOTInductor keep whole.
+
+Each operator is a pass of `kaconv.ops.fused.Taps` and has a fake kernel, which tells its outputs' shapes. In training
+there are `moments`, then `pool` and `aggregate`, which have derivatives, of the operators `reduce` and `gradients`;
+between the two stands the attention generator, traced as the module that it is. At inference there are `pooled` and
+`weighted_sum`. The geometry travels as `Geometry.numbers()`, the maps as the tensor z that `maps` gives, which is empty
+where each pass makes them for itself (`Taps.maps_shape`).
+
+A program that holds these operators runs where `kaconv` has been imported.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kaconv.ops import cpu_taps
+from kaconv.ops.fused import (
+    Taps,
+    act_sum,
+    affine,
+    cap_of,
+    is_trained,
+    output_shape,
+    pixels_of,
+    through_aggregate,
+    through_pool,
+    zeros,
+)
+from kaconv.ops.geometry import Geometry
+from kaconv.ops.sync_batch_norm import update_running_statistics
+
+
+def kaconv2d(
+    x: Tensor,
+    weight: Tensor,
+    norm: _BatchNorm,
+    act: nn.ReLU | nn.ReLU6,
+    attention_generator: nn.Module,
+    geometry: Geometry,
+) -> Tensor:
+    """As `kaconv.ops.fused.kaconv2d`, of one process."""
+    gamma, beta = affine(norm, x, geometry)
+    numbers, cap, values = geometry.numbers(), cap_of(act), 0
+    constants = (x.detach(), weight.detach())
+    z = maps(*constants, numbers)
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        values = x.shape[0] * pixels_of(x, geometry)
+        mean, var = moments(*constants, z, numbers)
+        if norm.training and norm.track_running_stats:
+            unbiased = var * (values / (values - 1))
+            update_running_statistics(norm, mean.flatten(), unbiased.flatten())
+    else:
+        mean, var = norm.running_mean.to(gamma.dtype).view_as(gamma), norm.running_var.to(gamma.dtype).view_as(gamma)
+    r = (var + norm.eps).rsqrt()
+    t = -mean * r
+    if is_trained(x, weight, norm, attention_generator):
+        q, _, _, *links = pool(x, weight, z, gamma, beta, r, t, cap, numbers, values)
+        attention = attention_generator(q.to(x.dtype)).to(gamma.dtype)
+        return aggregate(attention, links, *constants, z, gamma.detach(), beta.detach(), r, t, cap, numbers)
+    scale, shift = gamma * r, gamma * t + beta
+    q = pooled(x, weight, z, scale, shift, cap, numbers)
+    attention = attention_generator(q.to(x.dtype)).to(scale.dtype)
+    return weighted_sum(x, weight, z, scale, shift, attention, cap, numbers)
+
+
+def taps_for(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[type[Taps], str | None]:
+    """The passes for the device of x, and why they cannot be used; None where they can."""
+    if x.device.type == "cpu":
+        return cpu_taps.CPUTaps, cpu_taps.supported(x, weight, geometry)
+    from kaconv.ops import triton_taps  # not every machine has Triton
+
+    return triton_taps.TritonTaps, triton_taps.supported(x, weight, geometry)
+
+
+def _taps(x: Tensor, weight: Tensor, numbers: Sequence[int], z: Tensor | None = None) -> Taps:
+    geometry = Geometry.from_numbers(weight.shape[2:], numbers)
+    taps_type, reason = taps_for(x, weight, geometry)
+    if reason:
+        raise RuntimeError(f"this program holds a fused KAConv, which cannot run here: {reason}")
+    return taps_type(x, weight, geometry, None if z is None or z.numel() == 0 else z)
+
+
+def _maps_shape(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> tuple[int, ...]:
+    if x.device.type != "cpu":
+        return (0,)
+    return cpu_taps.CPUTaps.maps_shape(x, weight, Geometry.from_numbers(weight.shape[2:], numbers)) or (0,)
+
+
+def _new_output(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
+    return _as(x, x.new_empty(output_shape(x, weight, Geometry.from_numbers(weight.shape[2:], numbers))))
+
+
+def _as(x: Tensor, maps: Tensor) -> Tensor:
+    """The maps in the memory format that the passes give them for an input x."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return maps.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _new_sums(x: Tensor, like: Tensor) -> Tensor:
+    """(N, K, C), of the coefficients' dtype."""
+    return like.new_empty(x.shape[0], *like.shape)
+
+
+# Passes without a derivative of their own ------------------------------------------------------------------------
+
+
+@torch.library.custom_op("kaconv::maps", mutates_args=())
+def maps(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
+    """`Taps.maps`, or an empty tensor where no pass reads them."""
+    shape = _maps_shape(x, weight, numbers)
+    return x.new_empty(0) if shape == (0,) else _taps(x, weight, numbers).maps()
+
+
+@maps.register_fake
+def _(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
+    return x.new_empty(_maps_shape(x, weight, numbers))
+
+
+@torch.library.custom_op("kaconv::moments", mutates_args=())
+def moments(x: Tensor, weight: Tensor, z: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """`Taps.moments`."""
+    return _taps(x, weight, numbers, z).moments()
+
+
+@moments.register_fake
+def _(x: Tensor, weight: Tensor, z: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    mean = x.new_empty(weight.shape[2] * weight.shape[3], weight.shape[0], dtype=dtype)
+    return mean, torch.empty_like(mean)
+
+
+@torch.library.custom_op("kaconv::pooled", mutates_args=())
+def pooled(
+    x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, shift: Tensor, cap: float, numbers: Sequence[int]
+) -> Tensor:
+    """`Taps.pooled`."""
+    return _taps(x, weight, numbers, z).pooled(scale, shift, cap)
+
+
+@pooled.register_fake
+def _(x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, shift: Tensor, cap: float, numbers: Sequence[int]) -> Tensor:
+    return _new_sums(x, scale)
+
+
+@torch.library.custom_op("kaconv::weighted_sum", mutates_args=())
+def weighted_sum(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    attention: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+) -> Tensor:
+    """`Taps.aggregate`."""
+    return _taps(x, weight, numbers, z).aggregate(scale, shift, attention.contiguous(), cap)
+
+
+@weighted_sum.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    attention: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+) -> Tensor:
+    return _new_output(x, weight, numbers)
+
+
+@torch.library.custom_op("kaconv::reduce", mutates_args=())
+def reduce(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    r: Tensor,
+    t: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    dout: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Taps.reduce`."""
+    return _taps(x, weight, numbers, z).reduce(r, t, gamma, beta, cap, dout)
+
+
+@reduce.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    r: Tensor,
+    t: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    dout: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _new_sums(x, r), _new_sums(x, r), _new_sums(x, r)
+
+
+@torch.library.custom_op("kaconv::gradients", mutates_args=("z",))
+def gradients(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    r: Tensor,
+    t: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    dout: Tensor,
+    alpha: Tensor,
+    bias: Tensor,
+    delta: Tensor,
+    epsilon: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """`Taps.gradients`, which leaves the gradients of the maps in z."""
+    taps = _taps(x, weight, numbers, z)
+    slopes = (a.contiguous() for a in (alpha, bias, delta, epsilon))
+    dx, dweight = taps.gradients(r, t, gamma, beta, cap, dout, *slopes)
+    return dx, dweight.contiguous()
+
+
+@gradients.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    r: Tensor,
+    t: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    dout: Tensor,
+    alpha: Tensor,
+    bias: Tensor,
+    delta: Tensor,
+    epsilon: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    return _as(x, torch.empty_like(x)), torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+# The two stages of a training step ---------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("kaconv::pool", mutates_args=())
+def pool(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    r: Tensor,
+    t: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+    values: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The pooled maps; two sums for the backward pass; five links to `aggregate`, as in `fused._Pool`.
+
+    The fifth link hands on the maps. values: from how many of a map the statistics are; 0 for moving statistics.
+    """
+    geometry = Geometry.from_numbers(weight.shape[2:], numbers)
+    active, active_xhat, capped = _taps(x, weight, numbers, z).pool(r, t, gamma, beta, cap)
+    q = act_sum(gamma, beta, cap, active, active_xhat, capped) / pixels_of(x, geometry)
+    return q, active, active_xhat, *_links(x, weight, q, gamma, numbers)
+
+
+def _links(
+    x: Tensor, weight: Tensor, q: Tensor, gamma: Tensor, numbers: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    geometry = Geometry.from_numbers(weight.shape[2:], numbers)
+    return (
+        zeros(x, output_shape(x, weight, geometry)),
+        zeros(q, q.shape),
+        zeros(gamma, gamma.shape),
+        zeros(gamma, gamma.shape),
+        zeros(x, _maps_shape(x, weight, numbers)),
+    )
+
+
+@pool.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    r: Tensor,
+    t: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+    values: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q = _new_sums(x, gamma)
+    return q, torch.empty_like(q), torch.empty_like(q), *_links(x, weight, q, gamma, numbers)
+
+
+def _pool_saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, gamma, beta, r, t, ctx.cap, ctx.numbers, ctx.values = inputs
+    _, active, active_xhat, *_ = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(active, active_xhat)
+    ctx.save_for_backward(x, weight, gamma, beta, r, t, active, active_xhat)
+
+
+def _pool_backward(
+    ctx: Any,
+    dq: Tensor | None,
+    _active: None,
+    _active_xhat: None,
+    dout: Tensor | None,
+    attention: Tensor | None,
+    dgamma: Tensor | None,
+    dbeta: Tensor | None,
+    z: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    x, weight, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
+    geometry = Geometry.from_numbers(weight.shape[2:], ctx.numbers)
+    if dout is None or attention is None or dgamma is None or dbeta is None:  # no `aggregate` in this backward
+        dout, attention = zeros(x, output_shape(x, weight, geometry)), torch.zeros_like(active)
+        dgamma, dbeta = torch.zeros_like(gamma), torch.zeros_like(beta)
+    dq = torch.zeros_like(active) if dq is None else dq / pixels_of(x, geometry)
+    dgamma, dbeta = through_pool(dq, active, active_xhat, dgamma, dbeta)
+    slope, values = gamma * r, ctx.values
+    delta, epsilon = (slope * (total / values if values else torch.zeros_like(total)) for total in (dbeta, dgamma))
+    # A copy, as `gradients` overwrites it; torch.compile leaves the copy out.
+    z = maps(x, weight, ctx.numbers) if z is None else z.clone()
+    slopes = (slope * attention, slope * dq, delta, epsilon)
+    dx, dweight = gradients(x, weight, z, r, t, gamma, beta, dout, *slopes, ctx.cap, ctx.numbers)
+    return dx, dweight, None, dgamma, dbeta, None, None, None, None, None
+
+
+pool.register_autograd(_pool_backward, setup_context=_pool_saves)
+
+
+@torch.library.custom_op("kaconv::aggregate", mutates_args=())
+def aggregate(
+    attention: Tensor,
+    links: Sequence[Tensor],
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    r: Tensor,
+    t: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+) -> Tensor:
+    """The output, from the attention; for the links see `pool`. All else is a constant here."""
+    return _taps(x, weight, numbers, z).aggregate(gamma * r, gamma * t + beta, attention.contiguous(), cap)
+
+
+@aggregate.register_fake
+def _(
+    attention: Tensor,
+    links: Sequence[Tensor],
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    r: Tensor,
+    t: Tensor,
+    cap: float,
+    numbers: Sequence[int],
+) -> Tensor:
+    return _new_output(x, weight, numbers)
+
+
+def _aggregate_saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    attention, _, x, weight, _, gamma, beta, r, t, ctx.cap, ctx.numbers = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(attention, x, weight, gamma, beta, r, t)
+
+
+def _aggregate_backward(ctx: Any, dout: Tensor | None) -> tuple[Any, ...]:
+    if dout is None:
+        return (None,) * 11
+    attention, x, weight, gamma, beta, r, t = ctx.saved_tensors
+    z = maps(x, weight, ctx.numbers)
+    sums = reduce(x, weight, z, r, t, gamma, beta, dout, ctx.cap, ctx.numbers)
+    dattention, dgamma, dbeta = through_aggregate(attention, gamma, beta, ctx.cap, sums)
+    return dattention, [dout, attention, dgamma, dbeta, z], *[None] * 9
+
+
+aggregate.register_autograd(_aggregate_backward, setup_context=_aggregate_saves)

@@ -1,0 +1,183 @@
+"""The fused KAConv under torch.compile and torch.export, as operators that these keep."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kaconv import KAConv2d, use_backend
+from kaconv.ops import cpu_taps, native, operators
+from kaconv.ops.geometry import Geometry
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler for the fused backend")
+
+CHANNELS = {"depthwise": (4, 4, 4), "grouped": (8, 12, 4), "dense": (34, 36, 1)}
+STAGES = {"train": ["moments", "pool", "aggregate"], "eval": ["pooled", "weighted_sum"]}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.compiler.reset()
+
+
+def make(channels="depthwise", training=True, stride=1):
+    torch.manual_seed(0)
+    cin, cout, groups = CHANNELS[channels]
+    layer = KAConv2d(cin, cout, 3, groups=groups, stride=stride, act_layer=nn.ReLU6, min_hidden=8).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        layer.norm.running_mean.normal_(std=0.5)
+        layer.norm.running_var.uniform_(0.5, 2)
+    return layer.train(training), torch.randn(3, cin, 7, 6, dtype=torch.float64)
+
+
+class Recorded:
+    """A backend of torch.compile that keeps the names of KAConv's operators, and computes with the graph as it is."""
+
+    def __init__(self):
+        self.names = []
+
+    def __call__(self, graph, inputs):
+        self.names += kept(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+
+def kept(graph):
+    return [str(node.target).split(".")[1] for node in graph.graph.nodes if "kaconv." in str(node.target)]
+
+
+def results(function, layer, x, grad):
+    x = x.clone().requires_grad_(grad)
+    with torch.set_grad_enabled(grad):
+        y = function(x)
+    if not grad:
+        return {"y": y}
+    (y.square().sum() + y.sum()).backward()
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    return {"y": y.detach(), "dx": x.grad, **gradients, **dict(layer.named_buffers())}
+
+
+def assert_same(actual, expected):
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("channels", "stride", "training", "grad"),
+    [
+        ("depthwise", 2, True, True),
+        ("grouped", 1, True, True),
+        ("dense", 1, True, True),
+        ("dense", 2, False, True),
+        ("depthwise", 1, False, False),
+    ],
+)
+def test_compiled_equals_the_reference(channels, stride, training, grad):
+    layer, x = make(channels, training, stride)
+    reference, compiled = copy.deepcopy(layer), copy.deepcopy(layer)
+    with use_backend("reference"):
+        expected = results(reference, reference, x, grad)
+    backend = Recorded()
+    actual = results(torch.compile(compiled, backend=backend, fullgraph=True), compiled, x, grad)
+    assert_same(actual, expected)
+    assert {"pool" if grad else "pooled", "maps"} <= set(backend.names)
+
+
+@pytest.mark.slow
+def test_inductor_trains_and_infers_with_them():
+    layer, x = make("dense")
+    reference, compiled = copy.deepcopy(layer), copy.deepcopy(layer)
+    with use_backend("reference"):
+        expected = results(reference, reference, x, True)
+    assert_same(results(torch.compile(compiled, fullgraph=True), compiled, x, True), expected)
+
+
+def test_a_hook_replaces_the_attention_in_a_compiled_layer():
+    layer, x = make(training=False)
+    layer.attention_generator.register_forward_hook(lambda module, inputs, output: torch.full_like(output, 1 / 9))
+    with torch.no_grad(), use_backend("reference"):
+        expected = layer(x)
+    backend = Recorded()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, backend=backend, fullgraph=True)(x), expected)
+    assert "weighted_sum" in backend.names
+
+
+def exported(layer, x):
+    batch = torch.export.Dim("batch", min=2)
+    with torch.no_grad():
+        return torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
+
+
+def test_an_exported_program_keeps_them_for_any_batch_size():
+    layer, x = make("dense", training=False)
+    program = exported(layer, x)
+    assert [name for name in kept(program) if name != "maps"] == STAGES["eval"]
+    x = torch.cat([x, x[:2]])
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_an_exported_program_says_why_it_cannot_run(monkeypatch):
+    layer, x = make(training=False)
+    program = exported(layer, x)
+    monkeypatch.setattr(native, "library", lambda: None)
+    with pytest.raises(RuntimeError, match="a fused KAConv, which cannot run here: the CPU passes could not be"):
+        program.module()(x)
+
+
+def test_without_a_compiler_there_is_the_plain_decomposition(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    layer, x = make(training=False)
+    assert kept(exported(layer, x)) == []
+
+
+def test_onnx_gets_the_plain_decomposition(monkeypatch):
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    layer, x = make(training=False)
+    assert kept(exported(layer, x)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", ["grouped", "dense"])
+def test_opcheck(channels):
+    layer, x = make(channels)
+    layer, x = layer.float(), x.float()
+    geometry: Geometry = layer.geometry
+    numbers, weight, cap = geometry.numbers(), layer.weight.detach(), 6.0
+    kc, nkc = (9, len(weight)), (len(x), 9, len(weight))
+    r, t, gamma, beta, delta, epsilon = torch.randn(6, *kc).unbind()
+    attention, bias = torch.rand(2, *nkc).unbind()
+    dout = torch.randn(len(x), len(weight), *geometry.output_size(*x.shape[2:]))
+    z = operators.maps(x, weight, numbers)
+    assert (z.numel() > 0) == (channels == "dense")
+    norm = (r, t, gamma, beta)
+    torch.library.opcheck(operators.maps, (x, weight, numbers))
+    torch.library.opcheck(operators.moments, (x, weight, z, numbers))
+    torch.library.opcheck(operators.pooled, (x, weight, z, r, t, cap, numbers))
+    torch.library.opcheck(operators.weighted_sum, (x, weight, z, r, t, attention, cap, numbers))
+    torch.library.opcheck(operators.reduce, (x, weight, z, *norm, dout, cap, numbers))
+    slopes = (attention, bias, delta, epsilon)
+    torch.library.opcheck(operators.gradients, (x, weight, z, *norm, dout, *slopes, cap, numbers))
+    wanted = [a.clone().requires_grad_() for a in (x, weight, gamma, beta)]
+    pool_inputs = (*wanted[:2], z, *wanted[2:], r, t, cap, numbers, 0)
+    torch.library.opcheck(operators.pool, pool_inputs)
+    links = [link.detach() for link in operators.pool(*pool_inputs)[3:]]
+    attention.requires_grad_()
+    torch.library.opcheck(operators.aggregate, (attention, links, x, weight, z, gamma, beta, r, t, cap, numbers))
+
+
+def test_the_buffer_of_maps_that_have_gone_is_kept_for_the_next():
+    cpu_taps.release_scratch()
+    layer, x = make("dense", training=False)
+    addresses = []
+    for _ in range(2):
+        z = operators.maps(x, layer.weight.detach(), layer.geometry.numbers())
+        addresses.append(z.data_ptr())
+        assert not cpu_taps._kept
+        del z
+        assert len(cpu_taps._kept) == 1
+    assert addresses[0] == addresses[1]
+    cpu_taps.release_scratch()
