@@ -4,8 +4,24 @@ from collections.abc import Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv.ops.sync_batch_norm import SYNCHRONISED
+
+GENERATOR_NORMS = ("batch", "layer", "group", "none")
+
+
+def _generator_norm(kind: str, hidden: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm1d(hidden)
+    if kind == "layer":
+        return nn.LayerNorm(hidden)
+    if kind == "group":
+        # At least 4 values in a group: a group of one value would be normalised to zero.
+        return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if g == 1 or (hidden % g == 0 and hidden // g >= 4)), hidden)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"unknown generator_norm {kind!r}; choose from {', '.join(GENERATOR_NORMS)}")
 
 
 class _AttentionGenerator(nn.Module):
@@ -44,15 +60,19 @@ class AttentionGeneratorL(_AttentionGenerator):
         positions: K, kernel positions.
         hidden: d, width of U.
         logit_bias: whether there is a b_p.
+        norm: what normalises U: "batch", as in the paper; "layer" or "group" (up to 8 groups of at least 4 channels),
+            which look at one sample only and so train with a batch of one; or "none".
 
     Shape:
         (N, K, C) to (N, K, C), non-negative, with sum 1 over K.
     """
 
-    def __init__(self, channels: int, positions: int, hidden: int, logit_bias: bool = True) -> None:
+    def __init__(
+        self, channels: int, positions: int, hidden: int, logit_bias: bool = True, norm: str = "batch"
+    ) -> None:
         super().__init__()
         self.squeeze = nn.Linear(positions * channels, hidden, bias=False)
-        self.norm = nn.BatchNorm1d(hidden)
+        self.norm = _generator_norm(norm, hidden)
         self.excite = nn.Linear(hidden, positions * channels, bias=logit_bias)
 
     def forward(self, q: Tensor) -> Tensor:
@@ -65,15 +85,17 @@ class AttentionGeneratorH(_AttentionGenerator):
     """AG-H: each position is squeezed by the same matrix; each position's logits are read from all of them.
 
     `V_p = ReLU(BN(F Q_p))`, `T_p = Σ_q G_{p,q} V_q + b_p`, `A = softmax over p of T` (paper, AG-H). The batch norm's
-    statistics are taken over samples and positions.
+    statistics are taken over samples and positions; a layer or group norm's over one V_p.
 
     Args and shape: as in `AttentionGeneratorL`.
     """
 
-    def __init__(self, channels: int, positions: int, hidden: int, logit_bias: bool = True) -> None:
+    def __init__(
+        self, channels: int, positions: int, hidden: int, logit_bias: bool = True, norm: str = "batch"
+    ) -> None:
         super().__init__()
         self.squeeze = nn.Linear(channels, hidden, bias=False)
-        self.norm = nn.BatchNorm1d(hidden)
+        self.norm = _generator_norm(norm, hidden)
         self.excite = nn.Linear(positions * hidden, positions * channels, bias=logit_bias)
 
     def forward(self, q: Tensor) -> Tensor:
@@ -108,8 +130,8 @@ def _generators(model: nn.Module) -> Iterator[_AttentionGenerator]:
 
 def _check_values_per_channel(norm: nn.Module, x: Tensor, name: str) -> None:
     # A synchronised batch norm sees the other processes' samples, too.
-    if norm.training and x.shape[0] == 1 and not isinstance(norm, SYNCHRONISED):
+    if isinstance(norm, _BatchNorm) and norm.training and x.shape[0] == 1 and not isinstance(norm, SYNCHRONISED):
         raise ValueError(
             f"{name} normalises over the batch, so training needs at least 2 samples in a batch; got 1. "
-            "Drop the last incomplete batch, or call eval() on the model."
+            "Drop the last incomplete batch, call eval() on the model, or build it with generator_norm='layer'."
         )

@@ -16,7 +16,7 @@ class KAConv2d(nn.Module):
     """Kernel attention convolution. It takes the place of a whole convolution, norm, activation triple.
 
     Every position of the kernel is a 1×1 convolution with a norm of its own (`Y_p = act(norm_p(Z_p))`); the output is
-    their sum, weighed by an attention that differs by sample, output channel and kernel position, and is computed
+    their sum, weighted by an attention that differs by sample, output channel and kernel position, and is computed
     from the pooled Y_p (KAConv, Neurocomputing 2022, section 3).
 
     Args:
@@ -27,6 +27,8 @@ class KAConv2d(nn.Module):
         reduction, min_hidden: the generator's hidden width is `max(out_channels // reduction, min_hidden)`.
         logit_bias: whether the attention logits have a bias (the paper's ResNets have, its ResNeXts and
             MobileNetV2s have not).
+        generator_norm: the norm inside the generator: "batch", as in the paper, or "layer", "group" or "none", with
+            which a batch of one trains, too.
         norm_layer: called with a number of channels, gives the norm of one position.
         act_layer: called without arguments, gives an elementwise activation. It is never run in place.
         backend: "auto", "reference", "eager" or "fused"; see `kaconv.use_backend`.
@@ -38,11 +40,11 @@ class KAConv2d(nn.Module):
         weight: (out_channels, in_channels / groups, kh, kw), as an ordinary convolution's; there is no bias.
         norm: the norms of all K = kh·kw positions, on (N, K·out_channels, H, W).
         attention_generator: (N, K, out_channels) pooled maps to (N, K, out_channels) attention. A forward hook on it
-            sees the attention, and may replace it.
+            sees the attention and may replace it.
 
     Raises:
-        ValueError: for sizes that do not fit together, an unknown `attention`, an input of the wrong shape, or a
-            training batch of one sample with AG-L.
+        ValueError: for sizes that do not fit together, an unknown `attention` or `generator_norm`, an input of the
+            wrong shape, or a training batch of one sample with AG-L and a batch norm in it.
         TypeError: for an input of another dtype than the weights', unless autocast brings both to one.
 
     Example:
@@ -65,6 +67,7 @@ class KAConv2d(nn.Module):
         reduction: int = 16,
         min_hidden: int = 32,
         logit_bias: bool = True,
+        generator_norm: str = "batch",
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
         act_layer: Callable[[], nn.Module] = nn.ReLU,
         backend: str = "auto",
@@ -100,7 +103,9 @@ class KAConv2d(nn.Module):
             if getattr(module, "inplace", False):
                 module.inplace = False  # it would overwrite what a hook on `norm` has seen
         hidden = max(out_channels // reduction, min_hidden)
-        self.attention_generator = ATTENTION_GENERATORS[attention](out_channels, positions, hidden, logit_bias)
+        self.attention_generator = ATTENTION_GENERATORS[attention](
+            out_channels, positions, hidden, logit_bias, generator_norm
+        )
         self.reset_parameters()
         self.to(device=device, dtype=dtype)
 
