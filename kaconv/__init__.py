@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         intervene,
     )
     from kaconv.layers import KAConv2d
-    from kaconv.models import create_model, list_models
+    from kaconv.models import convert_to_kaconv, create_model, list_models
     from kaconv.ops import use_backend
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __all__ = [
     "AttentionStatistics",
     "KAConv2d",
     "attention_statistics",
+    "convert_to_kaconv",
     "create_model",
     "intervene",
     "list_models",
@@ -35,6 +36,7 @@ _MODULES = {
     "AttentionStatistics": "attention",
     "KAConv2d": "layers",
     "attention_statistics": "attention",
+    "convert_to_kaconv": "models",
     "create_model": "models",
     "intervene": "attention",
     "list_models": "models",

@@ -24,8 +24,8 @@ def _generator_norm(kind: str, hidden: int) -> nn.Module:
     raise ValueError(f"unknown generator_norm {kind!r}; choose from {', '.join(GENERATOR_NORMS)}")
 
 
-class _AttentionGenerator(nn.Module):
-    """What both generators share: the softmax, and what a training's warm-up makes of it.
+class AttentionGenerator(nn.Module):
+    """The part that both generators share: the softmax, and what a training's warm-up makes of it.
 
     Attributes:
         uniform_share: t, with which training takes (1 - t) A + t / K for the attention A.
@@ -34,6 +34,9 @@ class _AttentionGenerator(nn.Module):
     Neither is kept with the weights, so neither acts in evaluation: a model is tested as its checkpoint will be.
     """
 
+    squeeze: nn.Linear
+    norm: nn.Module
+    excite: nn.Linear
     samples_apart_in_eval = True  # a sample's attention does not depend on the others of its batch
     uniform_share = 0.0
     temperature = 1.0
@@ -49,7 +52,7 @@ class _AttentionGenerator(nn.Module):
         return attention
 
 
-class AttentionGeneratorL(_AttentionGenerator):
+class AttentionGeneratorL(AttentionGenerator):
     """AG-L: all positions are squeezed into one hidden vector, from which each position's logits are read.
 
     `U = ReLU(BN(Σ_p F_p Q_p))`, `T_p = G_p U + b_p`, `A = softmax over p of T` (paper, AG-L). The K matrices F_p
@@ -81,7 +84,7 @@ class AttentionGeneratorL(_AttentionGenerator):
         return self._attention(self.excite(F.relu(self.norm(u))).view_as(q))
 
 
-class AttentionGeneratorH(_AttentionGenerator):
+class AttentionGeneratorH(AttentionGenerator):
     """AG-H: each position is squeezed by the same matrix; each position's logits are read from all of them.
 
     `V_p = ReLU(BN(F Q_p))`, `T_p = Σ_q G_{p,q} V_q + b_p`, `A = softmax over p of T` (paper, AG-H). The batch norm's
@@ -105,7 +108,10 @@ class AttentionGeneratorH(_AttentionGenerator):
         return self._attention(self.excite(v.flatten(1)).view_as(q))
 
 
-ATTENTION_GENERATORS = {"L": AttentionGeneratorL, "H": AttentionGeneratorH}
+ATTENTION_GENERATORS: dict[str, type[AttentionGeneratorL] | type[AttentionGeneratorH]] = {
+    "L": AttentionGeneratorL,
+    "H": AttentionGeneratorH,
+}
 
 
 def set_uniform_share(model: nn.Module, share: float) -> None:
@@ -124,8 +130,8 @@ def set_temperature(model: nn.Module, temperature: float) -> None:
         generator.temperature = temperature
 
 
-def _generators(model: nn.Module) -> Iterator[_AttentionGenerator]:
-    return (module for module in model.modules() if isinstance(module, _AttentionGenerator))
+def _generators(model: nn.Module) -> Iterator[AttentionGenerator]:
+    return (module for module in model.modules() if isinstance(module, AttentionGenerator))
 
 
 def _check_values_per_channel(norm: nn.Module, x: Tensor, name: str) -> None:

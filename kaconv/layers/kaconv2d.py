@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv import ops
-from kaconv.layers.attention_generators import ATTENTION_GENERATORS
+from kaconv.layers.attention_generators import ATTENTION_GENERATORS, AttentionGenerator
 
 _CAST_BY_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -53,6 +53,10 @@ class KAConv2d(nn.Module):
         torch.Size([8, 128, 16, 16])
     """
 
+    norm: nn.Module
+    act: nn.Module
+    attention_generator: AttentionGenerator
+
     def __init__(
         self,
         in_channels: int,
@@ -88,9 +92,8 @@ class KAConv2d(nn.Module):
         self.kernel_size = _pair("kernel_size", kernel_size, least=1)
         self.stride = _pair("stride", stride, least=1)
         self.dilation = _pair("dilation", dilation, least=1)
-        if padding is None:
-            padding = tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        self.padding = _pair("padding", padding, least=0)
+        same = (self.dilation[0] * (self.kernel_size[0] // 2), self.dilation[1] * (self.kernel_size[1] // 2))
+        self.padding = same if padding is None else _pair("padding", padding, least=0)
         self.groups = groups
         self.attention = attention
         self.backend = ops.check_backend(backend)
@@ -101,7 +104,7 @@ class KAConv2d(nn.Module):
         self.act = act_layer()
         for module in self.act.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # it would overwrite what a hook on `norm` has seen
+                module.inplace = False  # type: ignore[assignment]  # it would overwrite what a hook on `norm` has seen
         hidden = max(out_channels // reduction, min_hidden)
         self.attention_generator = ATTENTION_GENERATORS[attention](
             out_channels, positions, hidden, logit_bias, generator_norm

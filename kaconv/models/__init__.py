@@ -1,6 +1,7 @@
-"""Models by name: the 15 of the paper's table, and a small family for pictures of 32×32."""
+"""Models by name: the 15 of the paper's table, and a small family for 32×32 images; other models, converted."""
 
+from kaconv.models.convert import convert_to_kaconv
 from kaconv.models.factory import create_model
 from kaconv.models.registry import list_models
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["convert_to_kaconv", "create_model", "list_models"]
