@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         intervene,
     )
     from kaconv.layers import KAConv2d
-    from kaconv.models import convert_to_kaconv, create_model, list_models
+    from kaconv.models import convert_to_kaconv, create_model, list_models, register_builder
     from kaconv.ops import use_backend
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ __all__ = [
     "create_model",
     "intervene",
     "list_models",
+    "register_builder",
     "use_backend",
 ]
 
@@ -40,6 +41,7 @@ _MODULES = {
     "create_model": "models",
     "intervene": "attention",
     "list_models": "models",
+    "register_builder": "models",
     "use_backend": "ops",
 }
 

@@ -2,6 +2,6 @@
 
 from kaconv.models.convert import convert_to_kaconv
 from kaconv.models.factory import create_model
-from kaconv.models.registry import list_models
+from kaconv.models.registry import list_models, register_builder
 
-__all__ = ["convert_to_kaconv", "create_model", "list_models"]
+__all__ = ["convert_to_kaconv", "create_model", "list_models", "register_builder"]

@@ -85,18 +85,15 @@ class TrainConfig:
 
     def validate(self) -> None:
         """ValueError for the first field with a bad value, with what it may be."""
-        import torch
-
         from kaconv.data.datasets import parse_spec
-        from kaconv.models import create_model
+        from kaconv.models.registry import check_name
 
         check_values(vars(self), _RULES)
         for name in ("warmup_epochs", "attention_warmup_epochs"):
             if getattr(self, name) >= self.epochs:
                 raise ValueError(f"{name} must be less than epochs ({self.epochs}), got {getattr(self, name)}")
         parse_spec(self.data)
-        with torch.device("meta"):
-            create_model(self.model)
+        check_name(self.model)
 
     def lr_factor(self, epoch: int) -> float:
         """What the learning rate is multiplied by in an epoch, counted from 0."""
