@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         attention_statistics,
         intervene,
     )
-    from kaconv.layers import KAConv2d
+    from kaconv.layers import KAConv1d, KAConv2d, KAConv3d
     from kaconv.models import convert_to_kaconv, create_model, list_models, register_builder
     from kaconv.ops import use_backend
 
@@ -21,7 +21,9 @@ __all__ = [
     "AttentionCapture",
     "AttentionRecord",
     "AttentionStatistics",
+    "KAConv1d",
     "KAConv2d",
+    "KAConv3d",
     "attention_statistics",
     "convert_to_kaconv",
     "create_model",
@@ -35,7 +37,9 @@ _MODULES = {
     "AttentionCapture": "attention",
     "AttentionRecord": "attention",
     "AttentionStatistics": "attention",
+    "KAConv1d": "layers",
     "KAConv2d": "layers",
+    "KAConv3d": "layers",
     "attention_statistics": "attention",
     "convert_to_kaconv": "models",
     "create_model": "models",

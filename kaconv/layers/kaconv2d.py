@@ -100,7 +100,7 @@ class KAConv2d(nn.Module):
 
         positions = self.kernel_size[0] * self.kernel_size[1]
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.norm = _position_norm(norm_layer, positions, out_channels)
+        self.norm = position_norm(norm_layer, positions, out_channels)
         self.act = act_layer()
         for module in self.act.modules():
             if getattr(module, "inplace", False):
@@ -117,14 +117,7 @@ class KAConv2d(nn.Module):
 
         The fan-in of the kernel is that of one position, in_channels / groups: each is normalised by itself.
         """
-        nn.init.normal_(self.weight, std=(2 * self.groups / self.in_channels) ** 0.5)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+        reset_kaconv(self, self.weight, self.in_channels // self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
@@ -171,6 +164,18 @@ class KAConv2d(nn.Module):
         return text + f", attention={self.attention!r}"
 
 
+def reset_kaconv(layer: nn.Module, weight: Tensor, fan_in: int) -> None:
+    """Initialise the weight of a KAConv layer, its attention generator and its norms."""
+    nn.init.normal_(weight, std=(2 / fan_in) ** 0.5)
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif module is not layer and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
 class PerPositionNorm(nn.ModuleList):
     """One norm for each kernel position, for norms that look across channels: (N, K·C, H, W) to the same."""
 
@@ -178,7 +183,8 @@ class PerPositionNorm(nn.ModuleList):
         return torch.cat([norm(z_p) for norm, z_p in zip(self, z.chunk(len(self), dim=1), strict=True)], dim=1)
 
 
-def _position_norm(norm_layer: Callable[[int], nn.Module], positions: int, channels: int) -> nn.Module:
+def position_norm(norm_layer: Callable[[int], nn.Module], positions: int, channels: int) -> nn.Module:
+    """The norms of all positions as one module, (N, K·C, ...) to the same."""
     norm = norm_layer(channels)
     if isinstance(norm, _BatchNorm):
         # Batch norm treats channels apart: one over K·C channels is K of them over C, in a single call.
