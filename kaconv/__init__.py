@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         intervene,
     )
     from kaconv.layers import KAConv1d, KAConv2d, KAConv3d
-    from kaconv.models import convert_to_kaconv, create_model, list_models, register_builder
+    from kaconv.models import convert_to_kaconv, create_model, list_models, register, register_builder
     from kaconv.ops import use_backend
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "create_model",
     "intervene",
     "list_models",
+    "register",
     "register_builder",
     "use_backend",
 ]
@@ -45,6 +46,7 @@ _MODULES = {
     "create_model": "models",
     "intervene": "attention",
     "list_models": "models",
+    "register": "models",
     "register_builder": "models",
     "use_backend": "ops",
 }

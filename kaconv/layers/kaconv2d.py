@@ -1,15 +1,18 @@
 """KAConv2d: convolution, norm and activation with an attention over kernel positions."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv import ops
 from kaconv.layers.attention_generators import ATTENTION_GENERATORS, AttentionGenerator
 
 _CAST_BY_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
+
+NOT_SCRIPTABLE = "TorchScript cannot script a KAConv layer; use torch.jit.trace, torch.export or `kaconv export`"
 
 
 class KAConv2d(nn.Module):
@@ -120,6 +123,8 @@ class KAConv2d(nn.Module):
         reset_kaconv(self, self.weight, self.in_channels // self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return as_leaf(self, x)
         self._check_input(x)
         return ops.kaconv2d(
             x,
@@ -152,6 +157,9 @@ class KAConv2d(nn.Module):
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         return _CAST_BY_AUTOCAST if autocast and self.weight.dtype in _CAST_BY_AUTOCAST else (self.weight.dtype,)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(NOT_SCRIPTABLE)
+
     def extra_repr(self) -> str:
         text = (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
@@ -164,16 +172,22 @@ class KAConv2d(nn.Module):
         return text + f", attention={self.attention!r}"
 
 
+def as_leaf(layer: nn.Module, x: fx.Proxy) -> Any:
+    """A KAConv layer as one node of a torch.fx graph, whatever the tracer would look into."""
+    return x.tracer.create_proxy("call_module", cast(fx.Tracer, x.tracer).path_of_module(layer), (x,), {})
+
+
 def reset_kaconv(layer: nn.Module, weight: Tensor, fan_in: int) -> None:
     """Initialise the weight of a KAConv layer, its attention generator and its norms."""
     nn.init.normal_(weight, std=(2 / fan_in) ** 0.5)
     for module in layer.modules():
+        reset = getattr(module, "reset_parameters", None)
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif module is not layer and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        elif module is not layer and callable(reset):
+            reset()
 
 
 class PerPositionNorm(nn.ModuleList):

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from kaconv.layers.attention_generators import ATTENTION_GENERATORS, AttentionGenerator
-from kaconv.layers.kaconv2d import KAConv2d, position_norm, reset_kaconv
+from kaconv.layers.kaconv2d import NOT_SCRIPTABLE, KAConv2d, as_leaf, position_norm, reset_kaconv
 
 Triple = tuple[int, int, int]
 
@@ -60,6 +60,8 @@ class KAConv1d(KAConv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return as_leaf(self, x)
         if x.ndim != 3 or x.shape[1] != self.in_channels:
             raise ValueError(f"KAConv1d expects an input (N, {self.in_channels}, length); got {tuple(x.shape)}")
         return super().forward(x.unsqueeze(2)).squeeze(2)
@@ -149,6 +151,8 @@ class KAConv3d(nn.Module):
         reset_kaconv(self, self.weight, self.in_channels // self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return as_leaf(self, x)
         self._check_input(x)
         z = torch.cat([self._map(x_p, p) for x_p, p in zip(self._windows(x), self._positions(), strict=True)], dim=1)
         y = self.act(self.norm(z)).unflatten(1, (-1, self.out_channels))
@@ -186,6 +190,9 @@ class KAConv3d(nn.Module):
                 raise ValueError(
                     f"the input's {name}, {padded} with padding, is smaller than the kernel's extent, {extent}"
                 )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(NOT_SCRIPTABLE)
 
     def extra_repr(self) -> str:
         return (
