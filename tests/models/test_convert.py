@@ -22,6 +22,7 @@ def paper_model(family, attention):
     return model, table, create_model(f"ka_{family}_{attention.lower()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["L", "H"])
 @pytest.mark.parametrize("family", PAPER)
 def test_the_paper_s_families_give_the_paper_s_parameters_and_flops(family, attention):
