@@ -12,8 +12,15 @@ if TYPE_CHECKING:
         attention_statistics,
         intervene,
     )
-    from kaconv.layers import KAConv2d
-    from kaconv.models import create_model, list_models, optimize_for_inference
+    from kaconv.layers import KAConv1d, KAConv2d, KAConv3d
+    from kaconv.models import (
+        convert_to_kaconv,
+        create_model,
+        list_models,
+        optimize_for_inference,
+        register,
+        register_builder,
+    )
     from kaconv.ops import use_backend
 
 __version__ = "0.1.0"
@@ -21,12 +28,17 @@ __all__ = [
     "AttentionCapture",
     "AttentionRecord",
     "AttentionStatistics",
+    "KAConv1d",
     "KAConv2d",
+    "KAConv3d",
     "attention_statistics",
+    "convert_to_kaconv",
     "create_model",
     "intervene",
     "list_models",
     "optimize_for_inference",
+    "register",
+    "register_builder",
     "use_backend",
 ]
 
@@ -34,12 +46,17 @@ _MODULES = {
     "AttentionCapture": "attention",
     "AttentionRecord": "attention",
     "AttentionStatistics": "attention",
+    "KAConv1d": "layers",
     "KAConv2d": "layers",
+    "KAConv3d": "layers",
     "attention_statistics": "attention",
+    "convert_to_kaconv": "models",
     "create_model": "models",
     "intervene": "attention",
     "list_models": "models",
     "optimize_for_inference": "models",
+    "register": "models",
+    "register_builder": "models",
     "use_backend": "ops",
 }
 

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     try:
+        _register_builders(vars(args).pop("builder"))
         return args.run(args) or 0
     except KeyboardInterrupt:
         print("kaconv: interrupted", file=sys.stderr)
@@ -57,6 +58,15 @@ def _run(argv: Sequence[str] | None) -> int:
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"kaconv: error: {_message(error)}", file=sys.stderr)
         return 2
+
+
+def _register_builders(paths: list[str]) -> None:
+    if paths:
+        from kaconv.models import register_builder
+
+        sys.path.insert(0, "")  # the folder where one is, as for python -m
+        for path in paths:
+            register_builder(path)
 
 
 def _message(error: Exception) -> str:
@@ -75,6 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--builder",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="import this function and take its name as a model's, also in a checkpoint; repeatable",
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add_parser in (

@@ -1,17 +1,19 @@
 """KAConv2d: convolution, norm and activation with an attention over kernel positions."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv import ops
-from kaconv.layers.attention_generators import ATTENTION_GENERATORS
+from kaconv.layers.attention_generators import ATTENTION_GENERATORS, AttentionGenerator
 from kaconv.ops.geometry import Geometry
 
 _CAST_BY_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
+
+NOT_SCRIPTABLE = "TorchScript cannot script a KAConv layer; use torch.jit.trace, torch.export or `kaconv export`"
 
 
 class KAConv2d(nn.Module):
@@ -30,6 +32,8 @@ class KAConv2d(nn.Module):
         reduction, min_hidden: the generator's hidden width is `max(out_channels // reduction, min_hidden)`.
         logit_bias: whether the attention logits have a bias (the paper's ResNets have, its ResNeXts and
             MobileNetV2s have not).
+        generator_norm: the norm inside the generator: "batch", as in the paper, or "layer", "group" or "none", with
+            which a batch of one trains, too.
         norm_layer: called with a number of channels, gives the norm of one position.
         act_layer: called without arguments, gives an elementwise activation. It is never run in place.
         backend: "auto", "reference", "eager" or "fused"; see `kaconv.use_backend`.
@@ -41,11 +45,11 @@ class KAConv2d(nn.Module):
         weight: (out_channels, in_channels / groups, kh, kw), as an ordinary convolution's; there is no bias.
         norm: the norms of all K = kh·kw positions, on (N, K·out_channels, H, W).
         attention_generator: (N, K, out_channels) pooled maps to (N, K, out_channels) attention. A forward hook on it
-            sees the attention, and may replace it.
+            sees the attention and may replace it.
 
     Raises:
-        ValueError: for sizes that do not fit together, an unknown `attention`, an input of the wrong shape, or a
-            training batch of one sample with AG-L.
+        ValueError: for sizes that do not fit together, an unknown `attention` or `generator_norm`, an input of the
+            wrong shape, or a training batch of one sample with AG-L and a batch norm in it.
         TypeError: for an input of another dtype than the weights', unless autocast brings both to one.
 
     Example:
@@ -53,6 +57,10 @@ class KAConv2d(nn.Module):
         >>> layer(torch.randn(8, 64, 32, 32)).shape
         torch.Size([8, 128, 16, 16])
     """
+
+    norm: nn.Module
+    act: nn.Module
+    attention_generator: AttentionGenerator
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class KAConv2d(nn.Module):
         reduction: int = 16,
         min_hidden: int = 32,
         logit_bias: bool = True,
+        generator_norm: str = "batch",
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
         act_layer: Callable[[], nn.Module] = nn.ReLU,
         backend: str = "auto",
@@ -100,14 +109,16 @@ class KAConv2d(nn.Module):
 
         positions = self.kernel_size[0] * self.kernel_size[1]
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.norm = _position_norm(norm_layer, positions, out_channels)
+        self.norm = position_norm(norm_layer, positions, out_channels)
         self.act = act_layer()
         module: Any
         for module in self.act.modules():
             if getattr(module, "inplace", False):
                 setattr(module, "inplace", False)  # noqa: B010 (it would overwrite what a hook on `norm` has seen)
         hidden = max(out_channels // reduction, min_hidden)
-        self.attention_generator = ATTENTION_GENERATORS[letter](out_channels, positions, hidden, logit_bias)
+        self.attention_generator = ATTENTION_GENERATORS[letter](
+            out_channels, positions, hidden, logit_bias, generator_norm
+        )
         self.reset_parameters()
         self.to(device=device, dtype=dtype)
 
@@ -121,17 +132,11 @@ class KAConv2d(nn.Module):
 
         The fan-in of the kernel is that of one position, in_channels / groups: each is normalised by itself.
         """
-        nn.init.normal_(self.weight, std=(2 * self.groups / self.in_channels) ** 0.5)
-        module: Any
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif module is not self and callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+        reset_kaconv(self, self.weight, self.in_channels // self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return as_leaf(self, x)
         self._check_input(x)
         return ops.kaconv2d(
             x,
@@ -161,6 +166,9 @@ class KAConv2d(nn.Module):
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         return _CAST_BY_AUTOCAST if autocast and self.weight.dtype in _CAST_BY_AUTOCAST else (self.weight.dtype,)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(NOT_SCRIPTABLE)
+
     def extra_repr(self) -> str:
         text = (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
@@ -173,6 +181,24 @@ class KAConv2d(nn.Module):
         return text + f", attention={self.attention!r}"
 
 
+def as_leaf(layer: nn.Module, x: fx.Proxy) -> Any:
+    """A KAConv layer as one node of a torch.fx graph, whatever the tracer would look into."""
+    return x.tracer.create_proxy("call_module", cast(fx.Tracer, x.tracer).path_of_module(layer), (x,), {})
+
+
+def reset_kaconv(layer: nn.Module, weight: Tensor, fan_in: int) -> None:
+    """Initialise the weight of a KAConv layer, its attention generator and its norms."""
+    nn.init.normal_(weight, std=(2 / fan_in) ** 0.5)
+    for module in layer.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif module is not layer and callable(reset):
+            reset()
+
+
 class PerPositionNorm(nn.ModuleList):
     """One norm for each kernel position, for norms that look across channels: (N, K·C, H, W) to the same."""
 
@@ -180,7 +206,8 @@ class PerPositionNorm(nn.ModuleList):
         return torch.cat([norm(z_p) for norm, z_p in zip(self, z.chunk(len(self), dim=1), strict=True)], dim=1)
 
 
-def _position_norm(norm_layer: Callable[[int], nn.Module], positions: int, channels: int) -> nn.Module:
+def position_norm(norm_layer: Callable[[int], nn.Module], positions: int, channels: int) -> nn.Module:
+    """The norms of all positions as one module, (N, K·C, ...) to the same."""
     norm = norm_layer(channels)
     if isinstance(norm, _BatchNorm):
         # Batch norm treats channels apart: one over K·C channels is K of them over C, in a single call.

@@ -6,18 +6,33 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv.layers import KAConv2d
-from kaconv.models.registry import BUILDERS, PLAIN, check_name
+from kaconv.models.registry import BUILDERS, OWN_BUILDERS, PLAIN, check_name
+
+OPTIONS = "build_options"  # the attribute of a model that `save_checkpoint` reads
 
 
-def build_model(name: str, num_classes: int | None = None, **kaconv_options: Any) -> nn.Module:
-    """A model by name, initialised, in training mode; see `kaconv.create_model`, which can load weights, too."""
+def build_model(name: str, num_classes: int | None = None, **options: Any) -> nn.Module:
+    """A model by name, new, in training mode; see `kaconv.create_model`, which can load weights, too.
+
+    Kaconv's own models are initialised as in the paper's recipe; the others are as their builder gives them. No module
+    works in place. What it was built with, but for `backend`, goes with the model as `build_options`.
+    """
     check_name(name)
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
         raise ValueError(f"num_classes must be an integer of at least 1; got {num_classes!r}")
-    if kaconv_options and name in PLAIN:
-        raise ValueError(f"{name} has no KAConv2d, so it takes no {', '.join(kaconv_options)}")
-    model = BUILDERS[name](num_classes=num_classes or 1000, **kaconv_options)
-    _initialise(model)
+    if options and name in PLAIN:
+        raise ValueError(f"{name} has no KAConv2d, so it takes no {', '.join(options)}")
+    if name in OWN_BUILDERS:
+        model = OWN_BUILDERS[name](num_classes=num_classes or 1000, **options)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"the builder {name} gave no nn.Module but a {type(model).__name__}")
+    else:
+        model = BUILDERS[name](num_classes=num_classes or 1000, **options)
+        _initialise(model)
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # so that a hook's value stays what the hook has seen
+    model.build_options = {key: value for key, value in options.items() if key != "backend"}  # type: ignore[assignment]
     return model
 
 
@@ -31,5 +46,3 @@ def _initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        if getattr(module, "inplace", False):
-            module.inplace = False  # so that a hook's value stays what the hook has seen

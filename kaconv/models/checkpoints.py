@@ -3,7 +3,7 @@
 import hashlib
 import json
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from safetensors.torch import save
 from torch import nn
 
 from kaconv.data.preprocessing import Preprocessing
-from kaconv.models.build import build_model
-from kaconv.models.registry import check_name
+from kaconv.models.build import OPTIONS, build_model
+from kaconv.models.registry import check_name, register_builder
 from kaconv.models.weights import list_weights, weights_path
 from kaconv.utils.files import replacing
 
@@ -30,22 +30,22 @@ _OF_TORCH_SAVE = (
 
 @dataclass
 class Checkpoint:
-    """A model in evaluation mode on the CPU, with its registered name, class names, preprocessing and further facts."""
+    """A model in evaluation mode on the CPU, with its name, class names, preprocessing and further facts.
+
+    Args:
+        options: what the model was built with beside the number of classes.
+    """
 
     model: nn.Module
     name: str
     classes: list[str]
     preprocessing: Preprocessing
     info: dict
+    options: dict = field(default_factory=dict)
 
     def metadata(self) -> dict:
         """All but the model, JSON-able."""
-        return {
-            "name": self.name,
-            "classes": self.classes,
-            "preprocessing": self.preprocessing.to_dict(),
-            "info": self.info,
-        }
+        return _metadata(self.name, self.classes, self.preprocessing, self.info, self.options)
 
 
 def save_checkpoint(
@@ -57,22 +57,27 @@ def save_checkpoint(
     preprocessing: Preprocessing,
     info: dict | None = None,
     half: bool = False,
+    options: dict | None = None,
 ) -> None:
     """Write a model's weights and buffers to a safetensors file, in one step, with a checksum.
 
     Args:
-        name: what `create_model` builds this model from.
+        name: what `create_model` builds this model from: a registered model's, or "package.module:function" of a
+            builder given to `kaconv.register_builder`.
         classes: one name per output of the model.
         info: further JSON-able facts, such as the epoch and the errors; the versions of kaconv and torch are added.
         half: store kernels and matrices as float16, in half of the room; norms and biases stay as they are, and a
             loaded model computes in float32 as ever.
+        options: what else the model was built with, JSON-able; if not given, what `create_model` had.
+
+    Raises:
+        ValueError: for a name that no model could be built from again, or options that are not JSON-able.
     """
-    metadata = {
-        "name": name,
-        "classes": list(classes),
-        "preprocessing": preprocessing.to_dict(),
-        "info": {**(info or {}), "versions": {package: version(package) for package in ("kaconv", "torch")}},
-    }
+    check_name(name)
+    info = {**(info or {}), "versions": {package: version(package) for package in ("kaconv", "torch")}}
+    options = getattr(model, OPTIONS, {}) if options is None else options
+    _check_options(options)
+    metadata = _metadata(name, list(classes), preprocessing, info, options)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if half:
         tensors = {key: value.half() if value.dim() > 1 else value for key, value in tensors.items()}
@@ -81,11 +86,29 @@ def save_checkpoint(
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def _metadata(name: str, classes: list[str], preprocessing: Preprocessing, info: dict, options: dict) -> dict:
+    facts = {"name": name, "classes": classes, "preprocessing": preprocessing.to_dict(), "info": info}
+    return facts | ({"options": options} if options else {})
+
+
+def _check_options(options: dict) -> None:
+    for key, value in options.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"a checkpoint cannot hold {key}={value!r}, which is not JSON-able: build the model in a function of "
+                "your own, see kaconv.register_builder"
+            ) from None
+
+
+def load_checkpoint(path: str | Path, builder: str | None = None) -> Checkpoint:
     """Read what `save_checkpoint` wrote; files without a checksum, from elsewhere, are taken as they are.
 
     Args:
         path: of the file, or the name of weights that come with the package (see `list_weights`).
+        builder: for a model outside of kaconv, the "package.module:function" that builds it: it is registered (see
+            `kaconv.register_builder`), and must be what the file names.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -93,8 +116,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             names.
     """
     path = Path(path)
+    if builder is not None:
+        register_builder(builder)
     facts, tensors = _read(path)
-    model = build_model(facts.name, num_classes=len(facts.classes))
+    if builder not in (None, facts.name):
+        raise ValueError(f"{path} holds weights of {facts.name}, not of {builder}")
+    model = _build(facts, path)
     _load_weights(model, facts, tensors, path)
     return Checkpoint(model.eval(), **vars(facts))
 
@@ -112,7 +139,7 @@ def load_weights(path: str | Path, name: str, num_classes: int | None, **kaconv_
     if (name, num_classes or classes) != (facts.name, classes):
         wanted = name if num_classes is None else f"{name} with {num_classes} classes"
         raise ValueError(f"{path} holds weights of {facts.name} with {classes} classes, not of {wanted}")
-    model = build_model(name, num_classes=classes, **kaconv_options)
+    model = _build(facts, path, **kaconv_options)
     _load_weights(model, facts, tensors, path)
     return model
 
@@ -125,6 +152,14 @@ class _Facts:
     classes: list[str]
     preprocessing: Preprocessing
     info: dict
+    options: dict
+
+
+def _build(facts: _Facts, path: Path, **options: Any) -> nn.Module:
+    try:
+        return build_model(facts.name, num_classes=len(facts.classes), **(facts.options | options))
+    except TypeError as error:  # of an option that its builder does not know
+        raise ValueError(f"{path}: {facts.name} cannot be built with {facts.options | options}: {error}") from None
 
 
 def _load_weights(model: nn.Module, facts: _Facts, tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -149,8 +184,11 @@ def _facts(metadata: object) -> _Facts:
     name, classes = metadata["name"], metadata["classes"]
     if not classes or not all(isinstance(item, str) for item in classes):
         raise ValueError(f"classes must be names, got {classes!r}")
+    options = metadata.get("options", {})
+    if not isinstance(options, dict):
+        raise ValueError(f"options must be a dict, got {options!r}")
     check_name(name)
-    return _Facts(name, classes, Preprocessing.from_dict(metadata["preprocessing"]), metadata["info"])
+    return _Facts(name, classes, Preprocessing.from_dict(metadata["preprocessing"]), metadata["info"], options)
 
 
 def _read(path: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:

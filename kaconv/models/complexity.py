@@ -103,4 +103,5 @@ def _kaconv_flops(layer: KAConv2d, output: Tensor) -> int:
     squeezed = hidden if layer.attention == "L" else positions * hidden
     squeeze = squeezed * generator.squeeze.in_features
     excite = positions * channels * (generator.excite.in_features + (generator.excite.bias is not None))
-    return taps + norms + pooling + squeeze + 2 * squeezed + excite
+    normalised = 0 if isinstance(generator.norm, nn.Identity) else 2 * squeezed
+    return taps + norms + pooling + squeeze + normalised + excite

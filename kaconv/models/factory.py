@@ -35,14 +35,15 @@ def create_model(
     (fan-in), norms 1, biases 0.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or a builder's that was given to `kaconv.register_builder`.
         num_classes: if not given, that of the weights, else 1000.
         weights: the path of a kaconv checkpoint of this model; the tag of weights that come with the package, such as
             "imagenette" (see `list_weights`); or "torchvision" for the plain ImageNet models that
             torchvision has weights of. These are its IMAGENET1K_V1 ones: they come from the classic recipe (random
             crops and flips), as the paper's baselines do, while V2's is longer and stronger, and its ResNets' errors
             are about 4 percentage points lower. They are downloaded to PyTorch's cache the first time.
-        kaconv_options: further arguments of `KAConv2d`, such as `reduction=8`, for every one in the model.
+        kaconv_options: further arguments of `KAConv2d`, such as `reduction=8`, for every one in the model; for
+            a builder, its arguments.
 
     Raises:
         ValueError: for an unknown name, less than one class, options for a model without KAConv2d, or weights that

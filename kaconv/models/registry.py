@@ -1,6 +1,7 @@
 """The models by name: a family's name, with `ka_` before and `_l` or `_h` behind it."""
 
 import difflib
+import importlib
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
@@ -38,6 +39,7 @@ _KACONV = {
     for attention in ("L", "H")
 }
 BUILDERS = PLAIN | _KACONV
+OWN_BUILDERS: dict[str, Callable[..., nn.Module]] = {}  # of `register_builder`
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -45,11 +47,47 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in BUILDERS if fnmatch(name, pattern))
 
 
+def register_builder(path: str) -> Callable[..., nn.Module]:
+    """Import a builder of your own and take "package.module:function" as a model's name from then on, in this process.
+
+    The name then stands wherever a model's does: in `create_model`, a training's config, a checkpoint. Nothing that a
+    file names is ever imported unless it was registered before.
+
+    Args:
+        path: where the builder is. It is called as `function(num_classes=..., **options)` and returns a new model,
+            (N, 3, H, W) to (N, num_classes).
+
+    Raises:
+        ValueError: if there is no such module or function, or it cannot be called.
+
+    Example:
+        >>> register_builder("my_package.nets:ka_resnet18")
+        >>> model = create_model("my_package.nets:ka_resnet18", num_classes=10)
+    """
+    module, colon, function = str(path).partition(":")
+    if not (colon and module and function):
+        raise ValueError(f"a builder is given as package.module:function, got {path!r}")
+    try:
+        builder = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import the builder {path}: {error}") from None
+    if not callable(builder):
+        raise ValueError(f"the builder {path} cannot be called: it is a {type(builder).__name__}")
+    OWN_BUILDERS[path] = builder
+    return builder
+
+
 def check_name(name: str) -> None:
     """ValueError, with close matches, if there is no model of this name."""
     if not isinstance(name, str):
         raise ValueError(f"a model's name must be text, got {short_repr(name)}")
-    if name not in BUILDERS:
-        close = difflib.get_close_matches(name, BUILDERS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(list_models())}"
-        raise ValueError(f"unknown model {name!r}; {hint}")
+    if name in BUILDERS or name in OWN_BUILDERS:
+        return
+    if ":" in name:
+        raise ValueError(
+            f"{name} is a builder outside of kaconv, which runs when the model is built; if you trust it, call "
+            f"kaconv.register_builder({name!r}) first, or give the command line --builder {name}"
+        )
+    close = difflib.get_close_matches(name, BUILDERS, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(list_models())}"
+    raise ValueError(f"unknown model {name!r}; {hint}")

@@ -106,6 +106,7 @@ class TrainConfig:
 
         from kaconv.data.datasets import parse_spec
         from kaconv.models import create_model
+        from kaconv.models.registry import check_name
         from kaconv.training.fine_tuning import matching_parameters
 
         check_values(vars(self), _RULES)
@@ -113,8 +114,10 @@ class TrainConfig:
             if getattr(self, name) >= self.epochs:
                 raise ValueError(f"{name} must be less than epochs ({self.epochs}), got {getattr(self, name)}")
         parse_spec(self.data)
-        with torch.device("meta"):
-            matching_parameters(create_model(self.model), self.freeze)
+        check_name(self.model)
+        if self.freeze:
+            with torch.device("meta"):
+                matching_parameters(create_model(self.model), self.freeze)
 
     def lr_factor(self, epoch: int) -> float:
         """What the learning rate is multiplied by in an epoch, counted from 0."""

@@ -84,9 +84,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, model):
     save(tmp_path / "c.safetensors", model, classes=[*CLASSES, "four"])
     with pytest.raises(ValueError, match=f"the weights do not fit {NAME} with 4 classes"):
         load_checkpoint(tmp_path / "c.safetensors")
-    save(tmp_path / "d.safetensors", model, name="ka_resnet11_cifar")
     with pytest.raises(ValueError, match="ka_resnet11_cifar_l"):  # the close match
-        load_checkpoint(tmp_path / "d.safetensors")
+        save(tmp_path / "d.safetensors", model, name="ka_resnet11_cifar")
+    assert not (tmp_path / "d.safetensors").exists()
 
 
 WHOLE = {"name": NAME, "classes": CLASSES, "preprocessing": DIGITS.to_dict(), "info": {}}
@@ -107,6 +107,8 @@ WHOLE = {"name": NAME, "classes": CLASSES, "preprocessing": DIGITS.to_dict(), "i
         (WHOLE | {"preprocessing": DIGITS.to_dict() | {"mean": 3}}, "incomplete preprocessing"),
         (WHOLE | {"preprocessing": DIGITS.to_dict() | {"image_size": "3"}}, "bad preprocessing: image_size '3'"),
         (WHOLE | {"info": None}, "info must be a dict"),
+        (WHOLE | {"name": "os:abort"}, "os:abort is a builder outside of kaconv, which runs when the model is built"),
+        (WHOLE | {"options": [1]}, "options must be a dict"),
     ],
 )
 def test_bad_metadata_is_explained_with_the_file_s_name(tmp_path, metadata, message):
