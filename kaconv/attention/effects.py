@@ -17,7 +17,17 @@ from tqdm.auto import tqdm
 
 from kaconv.attention.capture import AttentionCapture
 from kaconv.attention.hooks import kaconv_layers
-from kaconv.attention.interventions import Intervention, frozen, intervene, removed, shuffled, uniform
+from kaconv.attention.interventions import (
+    FROZEN,
+    SHUFFLED,
+    UNIFORM,
+    Intervention,
+    frozen,
+    intervene,
+    removed,
+    shuffled,
+    uniform,
+)
 from kaconv.attention.record import AttentionRecord
 from kaconv.attention.statistics import AttentionStatistics
 from kaconv.inference.evaluation import evaluate
@@ -25,7 +35,6 @@ from kaconv.utils.intervals import paired_interval, t_interval, wilson_interval
 from kaconv.utils.modes import evaluating
 
 ALL_LAYERS = "all layers"
-FROZEN, UNIFORM, SHUFFLED = "frozen to its mean", "uniform", "shuffled"
 SAME_CLASS, OTHER_CLASS = "from the same class", "from another class"
 MEASURES = ("error_change", "log_probability_change", "changed", "donors_class")
 _NAMES = ("model", "intervention", "reference", "layer")  # what rows of several seeds have in common

@@ -4,15 +4,15 @@ Positions of a kernel are rows and columns (kh, kw) here, as in an `AttentionRec
 count everywhere.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kaconv.attention.hooks import kaconv_layers
+from kaconv.attention.hooks import AttentionHook, kaconv_layers, watching
 from kaconv.layers import KAConv2d
 from kaconv.ops.eager import folded_batch_norm
 from kaconv.ops.reference import decompose
@@ -113,13 +113,13 @@ class _Seen:
     """What a layer was given, and the attention that it made of it."""
 
     layer: KAConv2d
-    x: Tensor | None = None
-    attention: Tensor | None = None  # (N, K, C)
+    x: Tensor = field(init=False)
+    attention: Tensor = field(init=False)  # (N, K, C)
 
     def keep_input(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         self.x = inputs[0]
 
-    def keep_attention(self, module: nn.Module, inputs: tuple[Tensor], attention: Tensor) -> None:
+    def keep_attention(self, q: Tensor, attention: Tensor) -> None:
         self.attention = attention
 
     def normalised(self) -> Tensor:
@@ -137,10 +137,9 @@ def _running(model: nn.Module, images: Tensor, layers: str) -> Iterator[dict[str
     """What the layers saw in one pass; the block is in eval mode, too, and without gradients."""
     seen = {name: _Seen(layer) for name, layer in kaconv_layers(model, layers).items()}
     with evaluating(model), torch.no_grad():
-        with ExitStack() as hooks:
+        with ExitStack() as hooks, watching(model, layers, lambda name, layer: seen[name].keep_attention):
             for one in seen.values():
                 hooks.callback(one.layer.register_forward_pre_hook(one.keep_input).remove)
-                hooks.callback(one.layer.attention_generator.register_forward_hook(one.keep_attention).remove)
             model(images.to(next(model.parameters()).device))
         yield seen
 
@@ -204,14 +203,12 @@ def position_shares(
     Raises:
         ValueError: if no layer matches, or there are no pictures.
     """
-    chosen = kaconv_layers(model, layers)
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
-        for name, layer in chosen.items():
-            hook = _keep(kept[name], layer.kernel_size)
-            stack.callback(layer.attention_generator.register_forward_hook(hook).remove)
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in kaconv_layers(model, layers)}
+    with (
+        watching(model, layers, lambda name, layer: _keep(kept[name], layer.kernel_size)),
+        evaluating(model),
+        torch.no_grad(),
+    ):
         for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(next(model.parameters()).device))
@@ -223,9 +220,9 @@ def position_shares(
     )
 
 
-def _keep(kept: list[np.ndarray], kernel_size: tuple[int, int]) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor], attention: Tensor) -> None:
-        pair = torch.stack([attention.float(), inputs[0].float()])
+def _keep(kept: list[np.ndarray], kernel_size: tuple[int, int]) -> AttentionHook:
+    def hook(q: Tensor, attention: Tensor) -> None:
+        pair = torch.stack([attention.float(), q.float()])
         kept.append(pair.unflatten(2, kernel_size).cpu().numpy())
 
     return hook

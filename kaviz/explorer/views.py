@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from kaconv.attention.interventions import REMOVED
 from kaconv.attention.record import AttentionRecord, map_distances
 from kaviz.explorer.figure import Panel, plot_explorer
 from kaviz.explorer.gallery import INTERVENTIONS, Gallery, Outcome
@@ -130,7 +131,7 @@ def _outcome(gallery: Gallery, settings: Settings) -> Outcome:
     return gallery.under(
         settings.intervention,
         settings.layer if settings.where == "this layer" else "*",
-        position=settings.position if settings.intervention == "one position removed" else None,
+        position=settings.position if settings.intervention == REMOVED else None,
         donor=settings.b if settings.intervention == "attention of B" else None,
         samples=shown,
     )
@@ -199,7 +200,7 @@ def _which_change(gallery: Gallery, settings: Settings) -> str:
     if settings.intervention == "none":
         return "No intervention"
     what = INTERVENTIONS[settings.intervention]
-    if settings.intervention == "one position removed":
+    if settings.intervention == REMOVED:
         what = (
             f"the position “{gallery.positions(settings.layer)[settings.position]}” gets nothing, the others share it"
         )
