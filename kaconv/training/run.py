@@ -76,6 +76,16 @@ class Run:
             _read(summary, _parse_summary) if summary.is_file() else {},
         )
 
+    def describe_epoch(self, index: int) -> str:
+        """A line for the terminal about an epoch of the history, counted from 0."""
+        epoch = self.history[index]
+        return (
+            f"{self.config.model} epoch {epoch['epoch']}/{self.config.epochs}: "
+            f"train loss {epoch['train_loss']:.3f} error {epoch['train_error']:.2f} %, "
+            f"test loss {epoch['test_loss']:.3f} error {epoch['test_error']:.2f} %, "
+            f"{epoch['seconds']:.1f} s, {epoch['images_per_second']:.0f} img/s"
+        )
+
     def load_checkpoint(self, which: str = "best") -> Checkpoint:
         """The model of the epoch with the lowest test error ("best", the first such) or of the last one ("last")."""
         if which not in CHECKPOINTS:

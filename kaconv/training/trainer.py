@@ -431,13 +431,7 @@ class _Trainer:
         for name, value in metrics.items():
             writer.add_scalar(name, value, metrics["epoch"])
         writer.flush()
-        print(
-            f"{self.config.model} epoch {metrics['epoch']}/{self.config.epochs}: "
-            f"train loss {metrics['train_loss']:.3f} error {metrics['train_error']:.2f} %, "
-            f"test loss {metrics['test_loss']:.3f} error {metrics['test_error']:.2f} %, "
-            f"{metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} img/s",
-            flush=True,
-        )
+        print(self.run.describe_epoch(-1), flush=True)
 
     def _summary(self) -> dict:
         history = self.run.history
