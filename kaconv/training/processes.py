@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -65,7 +65,9 @@ class _Follower:
         if written == self.before:
             return
         run = Run.load(self.config.out)
-        history, known = run.history, len(commonprefix([written, self.before]))  # a state may be of an earlier epoch
+        history = run.history
+        # Lines that stay as they were: a training that goes on may do so from an earlier epoch's state.
+        known = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(written, self.before, strict=False))))
         self.before = written
         for epochs in range(known + 1, len(history) + 1):
             run.history = history[:epochs]
