@@ -12,7 +12,7 @@ import torch
 from kaconv.data.datasets import load_data
 from kaconv.models import create_model
 from kaconv.models.complexity import complexity
-from kaconv.training.config import WHERE_ONLY, TrainConfig
+from kaconv.training.config import TrainConfig
 from kaconv.training.processes import launch
 from kaconv.training.run import Run, find_finished_run
 from kaconv.training.trainer import fit
@@ -26,11 +26,9 @@ def study_config(model: str, seed: int, *, data: str = "digits", runs: str | Pat
         options: further fields of `TrainConfig`.
     """
     # Another recipe is another folder: a study with other settings neither clashes with this one nor replaces it.
-    usual = {field.name: field.default for field in fields(TrainConfig)}
+    decisive = {item.name: item.default for item in fields(TrainConfig) if not item.metadata["where_only"]}
     recipe = "".join(
-        f"_{name}-{value}"
-        for name, value in sorted(options.items())
-        if name not in WHERE_ONLY and value != usual.get(name, value)
+        f"_{name}-{value}" for name, value in sorted(options.items()) if value != decisive.get(name, value)
     )
     folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', data).strip('-')}_{model}{recipe}_seed{seed}"
     return TrainConfig(model=model, data=data, seed=seed, out=str(Path(runs) / folder), **options)
