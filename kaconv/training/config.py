@@ -1,4 +1,4 @@
-"""What a training is made of, checked before anything is written.
+"""The config of a training, checked before anything is written.
 
 What needs torch is imported where it is used: the command line's help comes from here.
 """
@@ -169,13 +169,13 @@ class TrainConfig:
             create_model(self.model)
 
     def lr_factor(self, epoch: int) -> float:
-        """What the learning rate is multiplied by in an epoch, counted from 0."""
+        """The factor of the learning rate in an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
             return WARMUP_START + (1 - WARMUP_START) * epoch / self.warmup_epochs
         return SCHEDULES[self.schedule](epoch - self.warmup_epochs, self.epochs - self.warmup_epochs)
 
     def attention_warmup_value(self, epochs: float) -> tuple[str, float]:
-        """What the attention's warm-up sets after so many epochs, a fraction in the middle of one: its name and value.
+        """The setting of the attention's warm-up after so many epochs, a fraction within one: its name and value.
 
         After the warm-up it is exactly what leaves the attention as it is.
         """

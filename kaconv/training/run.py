@@ -54,7 +54,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the training has come to its end, and its weights are there; summary.json is written last."""
+        """True once the training has ended and its weights are there; summary.json is written last."""
         return bool(self.summary) and all(self.checkpoint_path(which).is_file() for which in CHECKPOINTS)
 
     @classmethod
@@ -149,6 +149,21 @@ def holding(folder: Path) -> Iterator[bool]:
             with suppress(OSError):  # Windows keeps a file that is open
                 (folder / LOCK).unlink()
             lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """True while a training is at work in a run's folder: its lock says so."""
+    if not (folder / LOCK).is_file():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    except OSError:  # the folder may not be written to, so nobody here trains in it
+        return False
+    lock.release()
+    return False
 
 
 def leftovers(run: Run) -> list[Path]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import kaconv.training.study_jobs as study_jobs
 from kaconv.cli import main
-from kaconv.training import Run
+from kaconv.training import Run, study, study_jobs
+from kaconv.training.run import leftovers
 from kaconv.training.study_results import (
     detectable_difference,
     merge_results,
@@ -167,7 +167,7 @@ def test_a_study_runs_and_writes_its_results(trained):
 
 
 def test_what_is_finished_is_not_trained_again(trained, capsys, monkeypatch):
-    monkeypatch.setattr(study_jobs, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(study, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
     assert main(trained[1]) == 0
     assert "4 trainings, 4 of them finished" in capsys.readouterr().out
 
@@ -191,7 +191,7 @@ def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
         if config.model == PLAIN:
             raise FloatingPointError("the loss became nan")
 
-    monkeypatch.setattr(study_jobs, "fit", fit)
+    monkeypatch.setattr(study, "fit", fit)
     path = write_spec(tmp_path)
     assert main(["study", str(path), "--runs", str(tmp_path / "runs")]) == 1
     out, err = capsys.readouterr()
@@ -215,23 +215,21 @@ def test_a_killed_study_goes_on(tmp_path):
         deadline = time.monotonic() + 120
         while not (metrics := Path(training.config.out, "metrics.jsonl")).is_file() and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert study_status([training])[0]["state"] == "running"
         os.kill(process.pid, signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
     (row,) = study_status([training])
-    assert row["state"] == "running"  # until it has been silent for a while
+    assert row["state"] == "interrupted"
     assert 1 <= row["epoch"] < 400
-    for file in Path(training.config.out).parent.rglob("*"):
-        os.utime(file, (0, 0))
-    assert study_status([training])[0]["state"] == "interrupted"
     done = metrics.read_text().splitlines()[0]
 
     def stop(run):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study_jobs.fit(training.config, progress=False, on_epoch=stop)
+        study.fit(training.config, progress=False, on_epoch=stop)
     assert metrics.read_text().splitlines()[0] == done  # the first epoch was not trained again
 
 
@@ -244,6 +242,39 @@ def test_jobs_run_side_by_side(tmp_path, capsys):
     runs = [Run.load(training.config.out) for training in trainings]
     assert all(run.finished for run in runs)
     assert [run.summary["provenance"]["machine"]["threads"] for run in runs] == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_an_interrupted_study_ends_its_jobs_and_goes_on(number, status, tmp_path):
+    pytest.importorskip("submitit")
+    recipe = {"epochs": 1000, "save_minutes": 0}
+    path = write_spec(tmp_path, data="digits", models=[PLAIN], recipe=recipe)
+    trainings = study_trainings(load_study(path), tmp_path / "runs")
+    command = [sys.executable, "-m", "kaconv", "study", str(path), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
+
+    def interrupt_when(epochs):
+        """Interrupt the study once all trainings have done more than so many epochs; their histories then."""
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        try:
+            deadline = time.monotonic() + 240
+            while any(row["epoch"] <= least for row, least in zip(study_status(trainings), epochs, strict=True)):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(number)
+            assert process.wait(60) == status
+        finally:
+            process.kill()
+            process.wait()
+        assert [row["state"] for row in study_status(trainings)] == ["interrupted"] * 2  # nobody holds their locks
+        runs = [Run.load(training.config.out) for training in trainings]
+        assert not any(leftovers(run) for run in runs)
+        return [run.history for run in runs]
+
+    before = interrupt_when([0, 0])
+    after = interrupt_when([len(history) for history in before])
+    assert [long[: len(short)] for long, short in zip(after, before, strict=True)] == before
 
 
 def test_without_submitit_a_line_says_which_extra_brings_it(tmp_path, monkeypatch, capsys):
