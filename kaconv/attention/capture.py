@@ -22,16 +22,16 @@ class AttentionCapture:
 
     It adds a forward hook to the attention generators, takes them away at the end, on errors too, and changes
     nothing else: the model keeps its mode and its outputs. It sees what hooks made of the attention that were there
-    before it, not those that come later. Everything is kept, about 140 kB a picture for KAResNet50; for a whole data
+    before it, not those that come later. Everything is kept, about 140 kB an image for KAResNet50; for a whole data
     set in constant memory there is `kaconv.attention_statistics`. Of several processes each records what it has seen;
     `AttentionRecord.concatenate` puts the records together.
 
     Args:
         model: any model with KAConv2d layers, in a DistributedDataParallel or not.
         layers: shell pattern of layer names, such as "layer3.*".
-        preprocessing: how the pictures were normalised, so that thumbnails have their true colours; without it each
+        preprocessing: how the images were normalised, so that thumbnails have their true colours; without it each
             is scaled to its own range.
-        thumbnail: longest side of the thumbnails in pixels, which pictures (N, 1 or 3, H, W) get; 0 for none.
+        thumbnail: longest side of the thumbnails in pixels, which images (N, 1 or 3, H, W) get; 0 for none.
 
     Raises:
         ValueError: if no KAConv2d layer matches.
@@ -81,7 +81,7 @@ class AttentionCapture:
             self._thumbnails.append(_thumbnails(inputs[0].detach(), self.thumbnail, self.preprocessing))
 
     def record(self, labels: Any = None, ids: Any = None) -> AttentionRecord:
-        """What was collected, the passes one after another.
+        """The collected attention, the passes one after another.
 
         Args:
             labels: the samples' true classes (N,), kept with the record.

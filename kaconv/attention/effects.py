@@ -6,7 +6,7 @@ says how much this model, trained with its attention, relies on it; not what a m
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -42,11 +42,12 @@ _NAMES = ("model", "intervention", "reference", "layer")  # what rows of several
 # Makes the intervention for a batch from the attention, with labels, that the untouched model gives the batch.
 InterventionMaker = Callable[[AttentionRecord], Intervention]
 Row = dict[str, Any]
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model makes of some pictures; outcomes of one measurement have the pictures in the same order.
+    """A model's decisions on some images; outcomes of one measurement have the images in the same order.
 
     Args:
         labels: true classes (N,).
@@ -62,7 +63,7 @@ class Outcome:
 
     @property
     def wrong(self) -> np.ndarray:
-        """Whether the prediction is wrong (N,)."""
+        """True where the prediction is wrong (N,)."""
         return self.predictions != self.labels
 
 
@@ -130,8 +131,8 @@ def usual_interventions(means: AttentionRecord | AttentionStatistics, seed: int 
         FROZEN: lambda batch: frozen(means),
         UNIFORM: lambda batch: uniform(),
         SHUFFLED: lambda batch: shuffled(seed),
-        SAME_CLASS: lambda batch: Transplant(batch, draw_donors(batch.labels, same_class=True, seed=seed)),
-        OTHER_CLASS: lambda batch: Transplant(batch, draw_donors(batch.labels, same_class=False, seed=seed)),
+        SAME_CLASS: lambda batch: Transplant(batch, draw_donors(_labels(batch), same_class=True, seed=seed)),
+        OTHER_CLASS: lambda batch: Transplant(batch, draw_donors(_labels(batch), same_class=False, seed=seed)),
     }
 
 
@@ -141,12 +142,12 @@ def draw_donors(labels: Sequence[int] | np.ndarray, *, same_class: bool, seed: i
     Raises:
         ValueError: if a picture has nobody to take from.
     """
-    labels = torch.as_tensor(labels)
-    allowed = (labels[:, None] == labels) == same_class
+    classes = torch.as_tensor(labels)
+    allowed = (classes[:, None] == classes) == same_class
     allowed.fill_diagonal_(False)
     if (alone := ~allowed.any(1)).any():
         lacking = "only one of" if same_class else "none but of"
-        raise ValueError(f"{len(labels)} pictures in a batch have {lacking} class {int(labels[alone][0])}: take more")
+        raise ValueError(f"{len(classes)} pictures in a batch have {lacking} class {int(classes[alone][0])}: take more")
     return torch.multinomial(allowed.float(), 1, generator=torch.Generator().manual_seed(seed))[:, 0].numpy()
 
 
@@ -229,7 +230,9 @@ def measure_removals(
 
 
 def compare_outcomes(outcome: Outcome, reference: Outcome) -> Row:
-    """What changed from `reference` to `outcome`, with 95 % intervals over the drawing of the pictures.
+    """Compare two outcomes of the same images, with 95 % intervals over the drawing of the images.
+
+    A change is from `reference` to `outcome`.
 
     Returns:
         - pictures: their number
@@ -337,18 +340,18 @@ def _correlation(rows: Sequence[Row]) -> float:
 def _outcomes(
     model: nn.Module,
     dataset: Dataset,
-    conditions: Mapping[Hashable, _Condition],
+    conditions: Mapping[_Key, _Condition],
     layers: str,
     batch_size: int,
     seed: int,
     progress: bool,
-) -> tuple[Outcome, dict[Any, Outcome]]:
+) -> tuple[Outcome, dict[_Key, Outcome]]:
     """The outcome of the untouched model, and that under each condition."""
     found = evaluate(model, dataset, batch_size=batch_size, progress=progress)  # it passes over unreadable pictures
     batches = _mixed_batches(found.labels, found.indices, batch_size, seed)
     device = next(model.parameters()).device
     untouched: list[Outcome] = []
-    outcomes: dict[Hashable, list[Outcome]] = {key: [] for key in conditions}
+    outcomes: dict[_Key, list[Outcome]] = {key: [] for key in conditions}
     total = len(batches) * len(conditions)
     bar = tqdm(total=total, desc="interventions", unit="batch", leave=False, disable=None if progress else True)
     with evaluating(model), torch.no_grad(), bar:
@@ -359,7 +362,7 @@ def _outcomes(
             batch = capture.record(labels=labels)
             for key, condition in conditions.items():
                 intervention = condition.make(batch)
-                donors = batch.labels[intervention.donors] if isinstance(intervention, Transplant) else None
+                donors = _labels(batch)[intervention.donors] if isinstance(intervention, Transplant) else None
                 with intervene(model, intervention, condition.layers, condition.positions):
                     outcomes[key].append(_judge(model(images), labels, donors))
                 bar.update()
@@ -374,6 +377,11 @@ def _mixed_batches(labels: np.ndarray, indices: np.ndarray, batch_size: int, see
     return [indices[order[hand::hands]].tolist() for hand in range(hands)]
 
 
+def _labels(batch: AttentionRecord) -> np.ndarray:
+    assert batch.labels is not None  # `_outcomes` gives them
+    return batch.labels
+
+
 def _judge(logits: Tensor, labels: Tensor, donor_labels: np.ndarray | None = None) -> Outcome:
     logits = logits.cpu().double()
     log_probabilities = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
@@ -381,5 +389,10 @@ def _judge(logits: Tensor, labels: Tensor, donor_labels: np.ndarray | None = Non
 
 
 def _joined(parts: Sequence[Outcome]) -> Outcome:
-    arrays = ([getattr(part, name) for part in parts] for name in Outcome.__dataclass_fields__)
-    return Outcome(*(None if own[0] is None else np.concatenate(own) for own in arrays))
+    donors = [part.donor_labels for part in parts if part.donor_labels is not None]
+    return Outcome(
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.predictions for part in parts]),
+        np.concatenate([part.log_probabilities for part in parts]),
+        np.concatenate(donors) if donors else None,
+    )

@@ -25,7 +25,7 @@ def uniform() -> Intervention:
 
 
 def frozen(means: AttentionRecord | AttentionStatistics | Mapping[str, np.ndarray]) -> Intervention:
-    """The same maps for every picture, such as the mean over a data set: KAConv without its dependence on the input.
+    """The same maps for every image, such as the mean over a data set: KAConv without its dependence on the input.
 
     Args:
         means: what has a `mean(layer)`, or for each layer its maps (kh, kw, C).
@@ -34,7 +34,7 @@ def frozen(means: AttentionRecord | AttentionStatistics | Mapping[str, np.ndarra
 
 
 def transplanted(record: AttentionRecord, sample: int) -> Intervention:
-    """The maps of one picture for every picture.
+    """The maps of one image for every image.
 
     Args:
         sample: its place in the record.
@@ -45,9 +45,9 @@ def transplanted(record: AttentionRecord, sample: int) -> Intervention:
 
 
 def shuffled(seed: int = 0) -> Intervention:
-    """Every picture takes the maps of another one of its batch, which each layer draws anew. Nobody keeps its own.
+    """The maps of another image of the batch for every image, drawn in each layer by itself. None keeps its own.
 
-    A batch of a data set in the order of its classes mixes only pictures of a class: shuffle the samples before.
+    A batch of a data set in the order of its classes mixes only images of a class: shuffle the samples before.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -121,7 +121,7 @@ INTERVENTION_KINDS = {
 def intervene(
     model: nn.Module, intervention: Intervention, layers: str = "*", positions: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """Replaces the attention of a model's KAConv layers while the block runs, under every backend.
+    """Replace the attention of a model's KAConv layers while the block runs, under every backend.
 
     An `AttentionCapture` that is entered inside sees what takes the attention's place; one that is entered outside sees
     what the generators gave. At the end, on errors too, the model is as it was.

@@ -1,4 +1,4 @@
-"""How far the attention moves when the picture is changed: shifted, mirrored, turned, blurred, covered with noise.
+"""Stability of the attention when the image is changed: shifted, mirrored, turned, blurred, covered with noise.
 
 Changes act on pictures in [0, 1]. Distances are in proportion to that between two random pictures, so that models and
 layers can be compared: 0 is the attention as it was, 1 that of another picture.
@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -99,6 +100,27 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
     return F.gaussian_blur(images, [2 * r + 1 for r in reach], [sigma, sigma])
 
 
+class StabilityRow(TypedDict):
+    """Movement of one layer's attention under one change.
+
+    - change (its name), kind, strength, unit: see `Change`.
+    - distance: of the attention, in [0, 1]; relative: the same over that of another image (NaN where all images have
+      the same attention).
+    - pixels: root mean square difference of the images in [0, 1], over that of another image.
+    - kept: share of the images whose predicted class stays the same (NaN for a model that is no classifier).
+    """
+
+    change: str
+    kind: str
+    strength: float | str
+    unit: str
+    layer: str
+    distance: float
+    relative: float
+    pixels: float
+    kept: float
+
+
 def attention_stability(
     model: nn.Module,
     images: Tensor,
@@ -109,8 +131,8 @@ def attention_stability(
     *,
     batch_size: int = 256,
     seed: int = 0,
-) -> list[dict]:
-    """How far changes of the pictures move the attention of each layer, in eval mode.
+) -> list[StabilityRow]:
+    """Measure how far changes of the images move the attention of each layer, in eval mode.
 
     The distance between two maps is the total variation distance, averaged over channels and pictures.
 
@@ -122,15 +144,8 @@ def attention_stability(
         seed: of the noise, and of who is compared with whom.
 
     Returns:
-        A dict for each change and layer, with
-
-        - change (its name), kind, strength, unit: see `Change`. Two more kinds say what to compare with: "another
-          picture", and, where some class has two pictures, "another of its class".
-        - layer
-        - distance: of the attention, in [0, 1]; relative: the same over that of another picture (NaN where all pictures
-          have the same attention).
-        - pixels: root mean square difference of the pictures in [0, 1], over that of another picture.
-        - kept: share of the pictures whose predicted class stays the same (NaN for a model that is no classifier).
+        A row for each change and layer; two more kinds say what to compare with: "another picture", and, where some
+        class has two images, "another of its class".
 
     Raises:
         ValueError: for less than 2 pictures, or not as many labels as pictures; if no layer matches.
@@ -160,9 +175,19 @@ def attention_stability(
     rows = []
     for change, (pixels, kept, *distances) in measured:
         for layer, distance, of_another in zip(original.record.layers, distances, another[2:], strict=True):
-            row = {"change": change.name, "kind": change.kind, "strength": change.strength, "unit": change.unit}
-            relative = {"relative": _ratio(distance, of_another), "pixels": _ratio(pixels, another[0])}
-            rows.append(row | {"layer": layer, "distance": float(distance)} | relative | {"kept": float(kept)})
+            rows.append(
+                StabilityRow(
+                    change=change.name,
+                    kind=change.kind,
+                    strength=change.strength,
+                    unit=change.unit,
+                    layer=layer,
+                    distance=float(distance),
+                    relative=_ratio(distance, of_another),
+                    pixels=_ratio(pixels, another[0]),
+                    kept=float(kept),
+                )
+            )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What the attention over a whole data set comes to, in memory that does not grow with it."""
+"""Statistics of the attention over a whole data set, in memory that does not grow with it."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What kernel attention costs in time and memory, beside the plain model and beside its peers: `kaconv bench`.
+"""Time and memory that kernel attention costs, beside the plain model and beside its peers: `kaconv bench`.
 
 All variants of a model are measured in turn, round after round, so that a slow spell of the machine meets all of them.
 A ratio is taken within a round, against the plain model of the same round; its median over the rounds is reported.
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -44,12 +44,55 @@ MIN_SECONDS = 0.1  # a shorter step is repeated within a round until it takes as
 LR = 1e-4  # small: random labels must not drive the weights to infinity
 CLASSES = 1000
 
+
+class Measurement(TypedDict):
+    """Time and memory of one variant, in inference or in a training step.
+
+    - ms: for each round, the time of a step; median_ms
+    - ratios: for each round, to the plain model (None without one); ratio: their median; ratio_quartiles
+    - steps: taken in a row in each round
+    - peak_bytes: see `peak_bytes`
+    - floor_ms: see `kaconv.bench.roofline`; None for peers
+    """
+
+    ms: list[float]
+    median_ms: float
+    ratios: list[float] | None
+    ratio: float | None
+    ratio_quartiles: list[float] | None
+    steps: int
+    peak_bytes: int
+    floor_ms: float | None
+
+
+class BenchmarkRow(TypedDict):
+    """One variant of a model under measurement.
+
+    - model, plain: names; name: of what was built
+    - macs: for one image
+    - error: why something is missing, or None
+    - inference, training: None where it could not be measured
+    """
+
+    model: str
+    plain: str
+    variant: str
+    name: str
+    batch_size: int
+    image_size: int
+    params: int | None
+    macs: int | None
+    error: str | None
+    inference: Measurement | None
+    training: Measurement | None
+
+
 RESULT_KEYS = {"settings", "peaks", "rows", "log", "provenance"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all measurements of a run have in common; `device` is "cpu" or "cuda", sizes are in pictures and pixels."""
+    """Settings that all measurements of a run share; `device` is "cpu" or "cuda", sizes are in images and pixels."""
 
     device: str
     dtype: str
@@ -87,15 +130,7 @@ def run_benchmark(
 
     Returns:
         A JSON-able dict: settings; peaks (flops and bandwidth of this machine, per second); log (lines that kaconv
-        logged); provenance; and rows. A row has model and plain (names), variant, name (of what was built),
-        batch_size, image_size, params, macs (for one picture), error (why something is missing, or None), and, for
-        inference and training, None or
-
-        - ms: for each round, the time of a step; median_ms
-        - ratios: for each round, to the plain model (None without one); ratio: their median; ratio_quartiles
-        - steps: taken in a row in each round
-        - peak_bytes: see `peak_bytes`
-        - floor_ms: see `kaconv.bench.roofline`; None for peers.
+        logged); provenance; and rows, each a `BenchmarkRow`.
 
     Raises:
         ValueError: for an unknown model, variant, device or dtype, or a number out of range.
@@ -202,7 +237,7 @@ class _Subject:
     @property
     def name(self) -> str:
         if self.variant in PEERS:
-            return peer_name(self.variant, self.plain)
+            return peer_name(self.variant, self.plain) or self.variant
         return self.plain if self.variant == "plain" else self.model
 
     def measures(self, mode: str) -> bool:
@@ -234,7 +269,7 @@ class _Subject:
             self.layers = layer_costs(self.name, settings.batch_size, settings.image_size, DTYPES[settings.dtype])
         torch.manual_seed(0)
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.module = self._create().to(self.device, memory_format=memory_format)
+        self.module = self._create().to(self.device).to(memory_format=memory_format)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=LR, momentum=0.9)
         x = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size)
         self.x = x.to(self.device, memory_format=memory_format)
@@ -242,6 +277,10 @@ class _Subject:
 
     def _create(self) -> nn.Module:
         return create_peer(self.variant, self.plain, CLASSES) if self.variant in PEERS else create_model(self.name)
+
+    def _built(self) -> nn.Module:
+        assert self.module is not None  # `build` came first
+        return self.module
 
     def prepare(self, mode: str) -> None:
         """Warm up, measure memory, and choose how many steps make a round."""
@@ -259,14 +298,14 @@ class _Subject:
 
     @contextmanager
     def _mode(self, mode: str) -> Iterator[None]:
-        self.module.train(mode == "training")
+        self._built().train(mode == "training")
         backend = use_backend(self.variant) if self.variant in BACKENDS else nullcontext()
         with backend, torch.inference_mode(mode == "inference"):
             yield
 
     def _step(self, mode: str) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            logits = self.module(self.x)
+            logits = self._built()(self.x)
             if mode == "inference":
                 return
             loss = F.cross_entropy(logits, self.y)
@@ -307,7 +346,7 @@ def _compare(model: str, variants: Sequence[str], settings: Settings, bar: tqdm)
     return subjects
 
 
-def _row(subject: _Subject, plain: _Subject, peaks: Peaks) -> dict[str, Any]:
+def _row(subject: _Subject, plain: _Subject, peaks: Peaks) -> BenchmarkRow:
     settings, cost = subject.settings, subject.cost
     floors = floor_seconds(subject.layers, peaks) if subject.layers else dict.fromkeys(MODES)
     return {
@@ -317,14 +356,15 @@ def _row(subject: _Subject, plain: _Subject, peaks: Peaks) -> dict[str, Any]:
         "name": subject.name,
         "batch_size": settings.batch_size,
         "image_size": settings.image_size,
-        "params": cost and cost.params,
-        "macs": cost and cost.macs,
+        "params": cost.params if cost else None,
+        "macs": cost.macs if cost else None,
         "error": "; ".join(f"{why} ({what})" for what, why in subject.errors.items()) or None,
-        **{mode: _measurement(subject, plain, mode, floors[mode]) for mode in MODES},
+        "inference": _measurement(subject, plain, "inference", floors["inference"]),
+        "training": _measurement(subject, plain, "training", floors["training"]),
     }
 
 
-def _measurement(subject: _Subject, plain: _Subject, mode: str, floor: float | None) -> dict[str, Any] | None:
+def _measurement(subject: _Subject, plain: _Subject, mode: str, floor: float | None) -> Measurement | None:
     if not subject.measures(mode):
         return None
     times = subject.times[mode]
@@ -333,11 +373,11 @@ def _measurement(subject: _Subject, plain: _Subject, mode: str, floor: float | N
         "ms": [1000 * seconds for seconds in times],
         "median_ms": 1000 * float(np.median(times)),
         "ratios": ratios,
-        "ratio": ratios and float(np.median(ratios)),
-        "ratio_quartiles": ratios and np.percentile(ratios, (25, 75)).tolist(),
+        "ratio": float(np.median(ratios)) if ratios else None,
+        "ratio_quartiles": np.percentile(ratios, (25, 75)).tolist() if ratios else None,
         "steps": subject.steps[mode],
         "peak_bytes": subject.peaks[mode],
-        "floor_ms": floor and 1000 * floor,
+        "floor_ms": None if floor is None else 1000 * floor,
     }
 
 
@@ -413,7 +453,7 @@ def format_benchmark(result: dict[str, Any]) -> str:
 
 
 def describe_machine(result: dict[str, Any]) -> str:
-    """What a result was measured on, and in which dtype, in a line."""
+    """The machine and the dtype of a measured result, in a line."""
     settings, origin = result["settings"], result["provenance"]
     machine = origin["machine"]
     where = machine["gpu"] if settings["device"] == "cuda" else f"{machine['cpu']}, torch threads: {machine['threads']}"

@@ -1,4 +1,4 @@
-"""How quickly pictures are loaded, beside how quickly a model takes them: `kaconv bench --input`.
+"""Speed of loading images, beside the speed at which a model takes them: `kaconv bench --input`.
 
 Files are read once before anything is timed, so they come from the system's cache: a slow disk is not seen.
 """
@@ -9,8 +9,8 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -90,7 +90,7 @@ def run_input_benchmark(
             rows += _rows(stages, number, rounds, bar)
     result["input"] = {
         "data": data,
-        "pictures": len(stages["training"]),
+        "pictures": len(cast(Sized, stages["training"])),
         "image_size": bundle.preprocessing.image_size,
         "cores": os.cpu_count(),
         "rows": rows,
@@ -106,9 +106,9 @@ def default_workers() -> list[int]:
 
 
 def _stages(bundle: DataBundle) -> dict[str, Dataset]:
-    test = bundle.test
+    test: Any = bundle.test
     if not hasattr(test, "loader"):  # in memory: there is nothing to decode
-        return {"evaluation": test, "training": bundle.train}
+        return {"evaluation": test, "training": cast(Dataset, bundle.train)}
     training = bundle.train or training_pictures(test.root, bundle.preprocessing)
     return {
         DECODE: _changed(test, transform=_nothing),
@@ -129,7 +129,7 @@ def _nothing(picture: object) -> int:
 
 
 def _some(dataset: Dataset, pictures: int) -> Dataset:
-    n = len(dataset)
+    n = len(cast(Sized, dataset))
     return Subset(dataset, random.Random(0).sample(range(n), min(n, pictures)))
 
 
@@ -154,7 +154,7 @@ def _rows(stages: dict[str, Dataset], workers: int, rounds: int, bar: tqdm) -> l
             "stage": name,
             "workers": workers,
             "seconds": seconds[name],
-            "images_per_second": len(dataset) / statistics.median(seconds[name]),
+            "images_per_second": len(cast(Sized, dataset)) / statistics.median(seconds[name]),
         }
         for name, dataset in stages.items()
     ]

@@ -34,7 +34,7 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a machine reaches at best.
+    """The best that a machine reaches.
 
     Args:
         flops: operations of a matrix product per second; a multiply-add is two.
@@ -47,7 +47,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What a layer cannot avoid in a forward pass: multiply-adds, and bytes of its input, weights and output."""
+    """Unavoidable costs of a layer in a forward pass: multiply-adds, and bytes of its input, weights and output."""
 
     name: str
     macs: int
@@ -73,8 +73,9 @@ def layer_costs(model_name: str, batch_size: int, image_size: int, dtype: torch.
 
     def count(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            macs = output.numel() * module.weight[0].numel()
-            weight = module.weight.numel() * module.weight.itemsize
+            weights = module.get_parameter("weight")
+            macs = output.numel() * weights[0].numel()
+            weight = weights.numel() * weights.itemsize
             moved = (inputs[0].numel() * dtype.itemsize, weight, output.numel() * dtype.itemsize)
             costs.append(LayerCost(name, macs, *moved, is_first=inputs[0] is x))
 
