@@ -6,7 +6,7 @@ says how much this model, trained with its attention, relies on it; not what a m
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ _NAMES = ("model", "intervention", "reference", "layer")  # what rows of several
 # Makes the intervention for a batch from the attention, with labels, that the untouched model gives the batch.
 InterventionMaker = Callable[[AttentionRecord], Intervention]
 Row = dict[str, Any]
+Interval = tuple[float, float]
 _Key = TypeVar("_Key", bound=Hashable)
 
 
@@ -67,6 +68,71 @@ class Outcome:
         return self.predictions != self.labels
 
 
+class OutcomeChange(TypedDict):
+    """Change from one outcome to another of the same images; intervals are of 95 %, over the drawing of the images.
+
+    - pictures: the number of images
+    - became_wrong, became_right: how many of them
+    - error_change: percentage points, positive for more errors; the interval is Agresti and Min's
+    - log_probability_change: mean change of the true class's, natural logarithm, negative for the worse; the interval
+      is Student's, None for a single image
+    - changed: predictions that are others, percent; the interval is Wilson's
+    - donors_class: where maps come from images of other classes, decisions for the donor's class, percent; the interval
+      is Wilson's
+    """
+
+    pictures: int
+    became_wrong: int
+    became_right: int
+    error_change: float
+    error_change_interval: Interval
+    log_probability_change: float
+    log_probability_change_interval: Interval | None
+    changed: float
+    changed_interval: Interval
+    donors_class: NotRequired[float]
+    donors_class_interval: NotRequired[Interval]
+
+
+class EffectRow(OutcomeChange):
+    """Effect of an intervention in a layer, against the untouched model or against `reference`.
+
+    Model and seed are added by who compares several.
+    """
+
+    intervention: str
+    reference: NotRequired[str]
+    layer: str
+    model: NotRequired[str]
+    seed: NotRequired[int]
+
+
+class RemovalRow(OutcomeChange):
+    """Effect of removing one kernel position of a layer; `attention` is what it had, a mean over channels, too."""
+
+    layer: str
+    row: int
+    column: int
+    attention: float
+    model: NotRequired[str]
+    seed: NotRequired[int]
+
+
+class CorrelationRow(TypedDict):
+    """Rank correlation over a layer's positions between the attention and the cost of removal.
+
+    - correlation_values: one per seed; NaN where all positions are alike
+    - correlation: their mean; the interval is of 95 %, Student's over seeds, None for a single one
+    """
+
+    model: str
+    layer: str
+    seeds: list[int]
+    correlation_values: list[float]
+    correlation: float
+    correlation_interval: Interval | None
+
+
 @dataclass(frozen=True)
 class Effects:
     """The outcomes of a model, untouched and by (intervention, layer), where the layer may be `ALL_LAYERS`."""
@@ -74,14 +140,14 @@ class Effects:
     untouched: Outcome
     outcomes: dict[tuple[str, str], Outcome]
 
-    def rows(self) -> list[Row]:
-        """A dict for each intervention and layer: their names, and what `compare_outcomes` gives."""
+    def rows(self) -> list[EffectRow]:
+        """A row for each intervention and layer, against the untouched model."""
         return [
-            {"intervention": intervention, "layer": layer} | compare_outcomes(outcome, self.untouched)
+            {"intervention": intervention, "layer": layer, **compare_outcomes(outcome, self.untouched)}
             for (intervention, layer), outcome in self.outcomes.items()
         ]
 
-    def contrast(self, intervention: str, reference: str) -> list[Row]:
+    def contrast(self, intervention: str, reference: str) -> list[EffectRow]:
         """As `rows`, but of one intervention against another in place of the untouched model.
 
         Raises:
@@ -92,8 +158,12 @@ class Effects:
             if name not in names:
                 raise ValueError(f"the intervention {name!r} was not measured; there are {', '.join(names)}")
         return [
-            {"intervention": intervention, "reference": reference, "layer": layer}
-            | compare_outcomes(outcome, self.outcomes[reference, layer])
+            {
+                "intervention": intervention,
+                "reference": reference,
+                "layer": layer,
+                **compare_outcomes(outcome, self.outcomes[reference, layer]),
+            }
             for (name, layer), outcome in self.outcomes.items()
             if name == intervention
         ]
@@ -198,7 +268,7 @@ def measure_removals(
     *,
     batch_size: int = 256,
     progress: bool = False,
-) -> list[Row]:
+) -> list[RemovalRow]:
     """Take the attention from each kernel position of each layer; the others share it in their own proportions.
 
     Args:
@@ -206,8 +276,7 @@ def measure_removals(
         means: what has a `mean(layer)`, for the attention that the positions had.
 
     Returns:
-        A dict for each position: layer, row, column, attention (its mean, also over the channels), and what
-        `compare_outcomes` gives.
+        A row for each position.
 
     Raises:
         ValueError: if there is no mean for a layer; and as `measure_effects` does.
@@ -221,52 +290,43 @@ def measure_removals(
         for position in range(maps[layer].size)
     }
     untouched, outcomes = _outcomes(model, dataset, conditions, layers, batch_size, 0, progress)
-    rows = []
+    rows: list[RemovalRow] = []
     for (layer, position), outcome in outcomes.items():
         row, column = divmod(position, maps[layer].shape[1])
-        place = {"layer": layer, "row": row, "column": column, "attention": float(maps[layer][row, column])}
-        rows.append(place | compare_outcomes(outcome, untouched))
+        attention = float(maps[layer][row, column])
+        change = compare_outcomes(outcome, untouched)
+        rows.append(RemovalRow(layer=layer, row=row, column=column, attention=attention, **change))
     return rows
 
 
-def compare_outcomes(outcome: Outcome, reference: Outcome) -> Row:
+def compare_outcomes(outcome: Outcome, reference: Outcome) -> OutcomeChange:
     """Compare two outcomes of the same images, with 95 % intervals over the drawing of the images.
 
     A change is from `reference` to `outcome`.
-
-    Returns:
-        - pictures: their number
-        - became_wrong, became_right: how many of them
-        - error_change: percentage points, positive for more errors; error_change_interval: Agresti and Min's
-        - log_probability_change: mean change of the true class's, natural logarithm, negative for the worse;
-          log_probability_change_interval: Student's, None for a single picture
-        - changed: predictions that are others, percent; changed_interval: Wilson's
-        - and where maps come from pictures of other classes: donors_class, decisions for the donor's class, percent;
-          donors_class_interval: Wilson's
     """
     n = len(outcome.labels)
     became_wrong = int((outcome.wrong & ~reference.wrong).sum())
     became_right = int((reference.wrong & ~outcome.wrong).sum())
     differences = outcome.log_probabilities - reference.log_probabilities
-    row = {
-        "pictures": n,
-        "became_wrong": became_wrong,
-        "became_right": became_right,
-        "error_change": 100 * (became_wrong - became_right) / n,
-        "error_change_interval": paired_interval(became_wrong, became_right, n),
-        "log_probability_change": float(differences.mean()),
-        "log_probability_change_interval": t_interval(differences),
-    }
-    shares = {"changed": outcome.predictions != reference.predictions}
+    changed = 100 * float((outcome.predictions != reference.predictions).mean())
+    change = OutcomeChange(
+        pictures=n,
+        became_wrong=became_wrong,
+        became_right=became_right,
+        error_change=100 * (became_wrong - became_right) / n,
+        error_change_interval=paired_interval(became_wrong, became_right, n),
+        log_probability_change=float(differences.mean()),
+        log_probability_change_interval=t_interval(differences),
+        changed=changed,
+        changed_interval=wilson_interval(changed, n),
+    )
     if outcome.donor_labels is not None and (outcome.donor_labels != outcome.labels).all():
-        shares["donors_class"] = outcome.predictions == outcome.donor_labels
-    for name, counts in shares.items():
-        percent = 100 * float(counts.mean())
-        row |= {name: percent, f"{name}_interval": wilson_interval(percent, n)}
-    return row
+        change["donors_class"] = 100 * float((outcome.predictions == outcome.donor_labels).mean())
+        change["donors_class_interval"] = wilson_interval(change["donors_class"], n)
+    return change
 
 
-def pool_effects(rows: Sequence[Row]) -> list[Row]:
+def pool_effects(rows: Sequence[EffectRow]) -> list[Row]:
     """Effects in several trainings of a model as one: a dict for each group of rows that differ in the seed alone.
 
     Args:
@@ -278,7 +338,7 @@ def pool_effects(rows: Sequence[Row]) -> list[Row]:
         95 % of the mean: Student's over seeds, or for a single seed that over pictures.
     """
     groups: dict[tuple, list[Row]] = {}
-    for row in rows:
+    for row in cast(Sequence[Row], rows):
         groups.setdefault(tuple((name, row[name]) for name in _NAMES if name in row), []).append(row)
     pooled = []
     for names, group in groups.items():
@@ -291,8 +351,8 @@ def pool_effects(rows: Sequence[Row]) -> list[Row]:
     return pooled
 
 
-def attention_correlations(rows: Sequence[Row]) -> list[Row]:
-    """Does a position's mean attention say what its removal costs? Spearman's rank correlation over the positions.
+def attention_correlations(rows: Sequence[RemovalRow]) -> list[CorrelationRow]:
+    """Spearman's rank correlation, over positions, between the mean attention and the cost of removal.
 
     The cost is the fall of the true class's log-probability.
 
@@ -300,13 +360,12 @@ def attention_correlations(rows: Sequence[Row]) -> list[Row]:
         rows: those of `measure_removals`, each with its model and seed.
 
     Returns:
-        For each model and layer: model, layer, seeds, correlation_values (one per seed; NaN where all positions are
-        alike), correlation (their mean) and correlation_interval: 95 %, Student's over seeds, None for a single one.
+        A row for each model and layer.
     """
-    groups: dict[tuple[str, str], dict[int, list[Row]]] = {}
+    groups: dict[tuple[str, str], dict[int, list[RemovalRow]]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["layer"]), {}).setdefault(row["seed"], []).append(row)
-    found = []
+    found: list[CorrelationRow] = []
     for (model, layer), by_seed in groups.items():
         values = [_correlation(group) for group in by_seed.values()]
         interval = t_interval(values)
@@ -331,7 +390,7 @@ class _Condition(NamedTuple):
     positions: Sequence[int] | None = None
 
 
-def _correlation(rows: Sequence[Row]) -> float:
+def _correlation(rows: Sequence[RemovalRow]) -> float:
     attention, cost = [row["attention"] for row in rows], [-row["log_probability_change"] for row in rows]
     alike = np.ptp(attention) == 0 or np.ptp(cost) == 0
     return float("nan") if alike else float(stats.spearmanr(attention, cost).statistic)
