@@ -108,9 +108,9 @@ UNIFORM, FROZEN, TRANSPLANTED, SHUFFLED, REMOVED = (
 )
 INTERVENTION_KINDS = {
     UNIFORM: InterventionKind("1/k² at every position", lambda own, donor: uniform()),
-    FROZEN: InterventionKind("every picture gets the mean maps of all pictures", lambda own, donor: frozen(own)),
-    TRANSPLANTED: InterventionKind("every picture gets the maps of picture B", _from_donor, needs_donor=True),
-    SHUFFLED: InterventionKind("every picture gets the maps of another one", lambda own, donor: shuffled()),
+    FROZEN: InterventionKind("every image gets the mean maps of all images", lambda own, donor: frozen(own)),
+    TRANSPLANTED: InterventionKind("every image gets the maps of B", _from_donor, needs_donor=True),
+    SHUFFLED: InterventionKind("every image gets the maps of another one", lambda own, donor: shuffled()),
     REMOVED: InterventionKind(
         "one position gets nothing, the others share its part", lambda own, donor: removed(), needs_position=True
     ),

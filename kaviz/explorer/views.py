@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from kaconv.attention.interventions import REMOVED
+from kaconv.attention.interventions import INTERVENTION_KINDS
 from kaconv.attention.record import AttentionRecord, map_distances
 from kaviz.explorer.figure import Panel, plot_explorer
 from kaviz.explorer.gallery import INTERVENTIONS, Gallery, Outcome
@@ -127,12 +127,13 @@ def _check(gallery: Gallery, settings: Settings) -> None:
 def _outcome(gallery: Gallery, settings: Settings) -> Outcome:
     if settings.intervention == "none":
         return gallery.own()
+    kind = INTERVENTION_KINDS[settings.intervention]
     shown = None if settings.maps_of != "the picture" else sorted({settings.a, settings.b} - {None})
     return gallery.under(
         settings.intervention,
         settings.layer if settings.where == "this layer" else "*",
-        position=settings.position if settings.intervention == REMOVED else None,
-        donor=settings.b if settings.intervention == "attention of B" else None,
+        position=settings.position if kind.needs_position else None,
+        donor=settings.b if kind.needs_donor else None,
         samples=shown,
     )
 
@@ -200,7 +201,7 @@ def _which_change(gallery: Gallery, settings: Settings) -> str:
     if settings.intervention == "none":
         return "No intervention"
     what = INTERVENTIONS[settings.intervention]
-    if settings.intervention == REMOVED:
+    if settings.intervention == "one position removed":
         what = (
             f"the position “{gallery.positions(settings.layer)[settings.position]}” gets nothing, the others share it"
         )

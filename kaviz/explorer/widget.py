@@ -14,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from kaconv.attention.interventions import REMOVED
 from kaconv.data.preprocessing import Preprocessing
 from kaviz.explorer.gallery import INTERVENTIONS, Gallery
 from kaviz.explorer.views import CHANNELS, MAPS_OF, SCOPES, Settings, View, view
@@ -226,7 +225,7 @@ class AttentionExplorer(W.VBox):
         self.maps_of.disabled = not self.gallery.labelled
         self.channel.disabled = self.channels.value != "one channel"
         self.where.disabled = self.intervention.value == "none"
-        self.position.disabled = self.intervention.value != REMOVED
+        self.position.disabled = self.intervention.value != "one position removed"
 
     def _draw(self) -> None:
         self.shown = view(self.gallery, self.settings())
