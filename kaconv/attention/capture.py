@@ -118,7 +118,7 @@ def _are_pictures(x: Any) -> bool:
 
 
 def _thumbnails(x: Tensor, longest: int, preprocessing: "Preprocessing | None") -> np.ndarray:
-    """Pictures (N, 1 or 3, H, W) as uint8 (N, h, w, 3), none larger than it was."""
+    """Images (N, 1 or 3, H, W) as uint8 (N, h, w, 3), none larger than it was."""
     x = x.float()
     if preprocessing:
         x = preprocessing.denormalise(x)

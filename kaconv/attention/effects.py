@@ -1,6 +1,6 @@
-"""Does the attention matter? What interventions do to a trained model's decisions, each on the same pictures.
+"""Effects of interventions on the attention on a trained model's decisions, each on the same images.
 
-An effect is a paired difference: the model under an intervention against the untouched model, picture by picture. It
+An effect is a paired difference: the model under an intervention against the untouched model, image by image. It
 says how much this model, trained with its attention, relies on it; not what a model trained without it would do.
 """
 
@@ -54,7 +54,7 @@ class Outcome:
         labels: true classes (N,).
         predictions: predicted classes (N,).
         log_probabilities: natural logarithm of the true class's probability (N,).
-        donor_labels: under a `Transplant`, the classes of those whose maps the pictures took (N,).
+        donor_labels: under a `Transplant`, the classes of those whose maps the images took (N,).
     """
 
     labels: np.ndarray
@@ -171,11 +171,11 @@ class Effects:
 
 @dataclass(frozen=True)
 class Transplant:
-    """An intervention: each picture takes the maps that another one has in the untouched model, in all layers alike.
+    """An intervention: each image takes the maps that another one has in the untouched model, in all layers alike.
 
     Args:
         batch: what the untouched model gives the batch.
-        donors: for each picture its donor's place in the batch (N,).
+        donors: for each image its donor's place in the batch (N,).
     """
 
     batch: AttentionRecord
@@ -189,12 +189,12 @@ class Transplant:
 def usual_interventions(means: AttentionRecord | AttentionStatistics, seed: int = 0) -> dict[str, InterventionMaker]:
     """The interventions to compare.
 
-    Frozen to its mean, the attention keeps each channel's preferences and loses sight of the picture; uniform, it has
-    no preferences either. Shuffled, each layer takes the maps of any other picture of the batch. A transplant takes
-    them, for all layers, from one picture of the same class, or of another.
+    Frozen to its mean, the attention keeps each channel's preferences and loses sight of the image; uniform, it has
+    no preferences either. Shuffled, each layer takes the maps of any other image of the batch. A transplant takes
+    them, for all layers, from one image of the same class, or of another.
 
     Args:
-        means: what has a `mean(layer)`; of training pictures, not of those that effects are measured on.
+        means: what has a `mean(layer)`; of training images, not of those that effects are measured on.
         seed: of the donors.
     """
     return {
@@ -207,10 +207,10 @@ def usual_interventions(means: AttentionRecord | AttentionStatistics, seed: int 
 
 
 def draw_donors(labels: Sequence[int] | np.ndarray, *, same_class: bool, seed: int = 0) -> np.ndarray:
-    """For each picture another one, drawn from those of its class, or from those of all other classes. (N,).
+    """For each image another one, drawn from those of its class, or from those of all other classes. (N,).
 
     Raises:
-        ValueError: if a picture has nobody to take from.
+        ValueError: if an image has nobody to take from.
     """
     classes = torch.as_tensor(labels)
     allowed = (classes[:, None] == classes) == same_class
@@ -234,15 +234,15 @@ def measure_effects(
     """Run a model over a data set untouched and under each intervention, in each layer and in all of them together.
 
     The model runs on its own device, in eval mode. Each batch has its share of every class, so that what is taken from
-    other pictures of it comes from all classes.
+    other images of it comes from all classes.
 
     Args:
-        dataset: yields (picture, label).
+        dataset: yields (image, label).
         interventions: by name, such as `usual_interventions`; one that does not care for the batch is
             `lambda batch: uniform()`.
         layers: shell pattern of layer names.
-        batch_size: the most pictures in a batch.
-        seed: of which pictures come together in a batch.
+        batch_size: the most images in a batch.
+        seed: of which images come together in a batch.
 
     Raises:
         ValueError: if there are no interventions or no layer matches; and as the interventions and `evaluate` do.
@@ -334,8 +334,8 @@ def pool_effects(rows: Sequence[EffectRow]) -> list[Row]:
 
     Returns:
         The names that the group has in common; seeds; and of each of `MEASURES` its mean, under its own name;
-        `{measure}_values` and `{measure}_intervals`, those of the single seeds, over pictures; `{measure}_interval`,
-        95 % of the mean: Student's over seeds, or for a single seed that over pictures.
+        `{measure}_values` and `{measure}_intervals`, those of the single seeds, over images; `{measure}_interval`,
+        95 % of the mean: Student's over seeds, or for a single seed that over images.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in cast(Sequence[Row], rows):
@@ -429,7 +429,7 @@ def _outcomes(
 
 
 def _mixed_batches(labels: np.ndarray, indices: np.ndarray, batch_size: int, seed: int) -> list[list[int]]:
-    """Batches of about one size: the pictures, class by class, dealt out like cards."""
+    """Batches of about one size: the images, class by class, dealt out like cards."""
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     hands = -(-len(labels) // batch_size)

@@ -31,7 +31,7 @@ class AttentionRecord:
         labels: true classes (N,), where known.
         predictions: predicted classes (N,), where known.
         ids: names or numbers of the samples (N,); by default they are numbered from 0.
-        thumbnails: the samples as small pictures (N, h, w, 3), uint8, where there are any.
+        thumbnails: the samples as small images (N, h, w, 3), uint8, where there are any.
     """
 
     attention: dict[str, np.ndarray]

@@ -1,7 +1,7 @@
 """Stability of the attention when the image is changed: shifted, mirrored, turned, blurred, covered with noise.
 
-Changes act on pictures in [0, 1]. Distances are in proportion to that between two random pictures, so that models and
-layers can be compared: 0 is the attention as it was, 1 that of another picture.
+Changes act on images in [0, 1]. Distances are in proportion to that between two random images, so that models and
+layers can be compared: 0 is the attention as it was, 1 that of another image.
 """
 
 import math
@@ -29,7 +29,7 @@ _ROUNDING = 1e-6  # a distance that is no larger is none
 
 @dataclass(frozen=True)
 class Change:
-    """A change of pictures.
+    """A change of images.
 
     Args:
         kind: what is done, such as "shift".
@@ -52,7 +52,7 @@ class Change:
 
 
 def shift(pixels: int) -> Change:
-    """Right, left, down and up. The picture's border goes on where there is nothing to move in."""
+    """Right, left, down and up. The image's border goes on where there is nothing to move in."""
     directions = ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))
     return Change("shift", pixels, "px", tuple(partial(_shifted, x=x, y=y) for x, y in directions))
 
@@ -66,7 +66,7 @@ def flip(axis: str) -> Change:
 
 
 def rotation(degrees: float) -> Change:
-    """About the centre, either way. The picture's border goes on in the corners."""
+    """About the centre, either way. The image's border goes on in the corners."""
     return Change("rotation", degrees, "degrees", tuple(partial(_turned, degrees=sign * degrees) for sign in (1, -1)))
 
 
@@ -76,7 +76,7 @@ def blur(sigma: float) -> Change:
 
 
 def noise(sigma: float) -> Change:
-    """Gaussian, for each pixel and colour by itself, of this standard deviation, where the picture's range is 1."""
+    """Gaussian, for each pixel and colour by itself, of this standard deviation, where the image's range is 1."""
     return Change("noise", sigma, "of the range", (partial(F.gaussian_noise, sigma=sigma),))
 
 
@@ -134,10 +134,10 @@ def attention_stability(
 ) -> list[StabilityRow]:
     """Measure how far changes of the images move the attention of each layer, in eval mode.
 
-    The distance between two maps is the total variation distance, averaged over channels and pictures.
+    The distance between two maps is the total variation distance, averaged over channels and images.
 
     Args:
-        images: normalised pictures (N, 3, H, W), at least 2.
+        images: normalised images (N, 3, H, W), at least 2.
         preprocessing: how they were normalised.
         labels: their classes (N,), where known.
         layers: shell pattern of layer names, such as "layer3.*".
@@ -148,7 +148,7 @@ def attention_stability(
         class has two images, "another of its class".
 
     Raises:
-        ValueError: for less than 2 pictures, or not as many labels as pictures; if no layer matches.
+        ValueError: for less than 2 images, or not as many labels as images; if no layer matches.
     """
     n = len(images)
     if n < 2:
@@ -197,7 +197,7 @@ def _ratio(value: float, of: float) -> float:
 
 @dataclass(frozen=True)
 class _Look:
-    """Pictures in [0, 1], and what the model makes of them."""
+    """Images in [0, 1], and what the model makes of them."""
 
     pictures: Tensor
     record: AttentionRecord
@@ -212,7 +212,7 @@ def _record(model: nn.Module, batches: Sequence[Tensor], layers: str) -> Attenti
 
 
 def _partners(groups: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """For each picture another one of its group, or itself where it is the only one: its neighbour in a random ring."""
+    """For each image another one of its group, or itself where it is the only one: its neighbour in a random ring."""
     partners = np.arange(len(groups))
     for group in np.unique(groups):
         ring = random.permutation(np.flatnonzero(groups == group))
@@ -224,7 +224,7 @@ def _difference(one: _Look, other: _Look, partners: np.ndarray | None = None) ->
     """Mean difference of the pixels, share of equal predictions, and the attention's distance in every layer.
 
     Args:
-        partners: which picture of `other` each one is compared with; one is left out that would be with itself.
+        partners: which image of `other` each one is compared with; one is left out that would be with itself.
     """
     here = np.arange(len(one.pictures))
     there = here if partners is None else partners

@@ -129,7 +129,7 @@ def attention_statistics(
     Of several processes each gives its share of the batches, and all get the statistics of the whole; all must call.
 
     Args:
-        batches: pictures (N, 3, H, W), each with labels (N,) or without, as a DataLoader gives them. Pictures that
+        batches: images (N, 3, H, W), each with labels (N,) or without, as a DataLoader gives them. Images that
             could not be read (`kaconv.data.UNREADABLE`) do not count.
         layers: shell pattern of layer names, such as "layer3.*".
         classes: number of classes to tell apart by the labels; None: all samples in one.

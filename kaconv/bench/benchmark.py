@@ -119,7 +119,7 @@ def run_benchmark(
     """Measure KAConv models, their plain twins and their peers, inference and training step.
 
     A training step is forward pass, cross entropy, backward pass and a step of SGD with momentum, on one batch of
-    random pictures. bfloat16 means autocast over float32 weights.
+    random images. bfloat16 means autocast over float32 weights.
 
     Args:
         models: names of `kaconv.list_models("ka_*")`.
