@@ -265,7 +265,7 @@ def test_an_interrupted_study_ends_its_jobs_and_goes_on(number, status, tmp_path
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             process.send_signal(number)
-            assert process.wait(60) == status
+            assert process.wait(120) == status
         finally:
             process.kill()
             process.wait()
