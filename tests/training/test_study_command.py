@@ -13,7 +13,6 @@ import yaml
 
 from kaconv.cli import main
 from kaconv.training import Run, study, study_jobs
-from kaconv.training.run import leftovers
 from kaconv.training.study_results import (
     detectable_difference,
     merge_results,
@@ -244,40 +243,6 @@ def test_jobs_run_side_by_side(tmp_path, capsys):
     runs = [Run.load(training.config.out) for training in trainings]
     assert all(run.finished for run in runs)
     assert [run.summary["provenance"]["machine"]["threads"] for run in runs] == [1, 1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_an_interrupted_study_ends_its_jobs_and_goes_on(number, status, tmp_path):
-    pytest.importorskip("submitit")
-    recipe = {"epochs": 1000, "save_minutes": 0, "image_size": 8, "batch_size": 256}
-    path = write_spec(tmp_path, data="digits", models=[PLAIN], recipe=recipe)
-    trainings = study_trainings(load_study(path), tmp_path / "runs")
-    command = [sys.executable, "-m", "kaconv", "study", str(path), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
-
-    def interrupt_when(epochs):
-        """Interrupt the study once all trainings have done more than so many epochs; their histories then."""
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        try:
-            deadline = time.monotonic() + 240
-            while any(row["epoch"] <= least for row, least in zip(study_status(trainings), epochs, strict=True)):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            process.send_signal(number)
-            assert process.wait(120) == status
-        finally:
-            process.kill()
-            process.wait()
-        assert [row["state"] for row in study_status(trainings)] == ["interrupted"] * 2  # nobody holds their locks
-        runs = [Run.load(training.config.out) for training in trainings]
-        assert not any(leftovers(run) for run in runs)
-        return [run.history for run in runs]
-
-    before = interrupt_when([1, 1])
-    after = interrupt_when([len(history) for history in before])
-    for history, earlier in zip(after, before, strict=True):  # only the last epoch may have to be trained again
-        assert history[: len(earlier) - 1] == earlier[:-1]
 
 
 def test_without_submitit_a_line_says_which_extra_brings_it(tmp_path, monkeypatch, capsys):
