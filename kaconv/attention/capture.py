@@ -1,6 +1,6 @@
 """Recording the attention that a model's KAConv layers compute."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from torch.utils.hooks import RemovableHandle
 
-from kaconv.attention.hooks import kaconv_layers
+from kaconv.attention.hooks import AttentionHook, kaconv_layers, watching
 from kaconv.attention.record import AttentionRecord
 from kaconv.layers import KAConv2d
 
@@ -23,16 +22,16 @@ class AttentionCapture:
 
     It adds a forward hook to the attention generators, takes them away at the end, on errors too, and changes
     nothing else: the model keeps its mode and its outputs. It sees what hooks made of the attention that were there
-    before it, not those that come later. Everything is kept, about 140 kB a picture for KAResNet50; for a whole data
+    before it, not those that come later. Everything is kept, about 140 kB an image for KAResNet50; for a whole data
     set in constant memory there is `kaconv.attention_statistics`. Of several processes each records what it has seen;
     `AttentionRecord.concatenate` puts the records together.
 
     Args:
         model: any model with KAConv2d layers, in a DistributedDataParallel or not.
         layers: shell pattern of layer names, such as "layer3.*".
-        preprocessing: how the pictures were normalised, so that thumbnails have their true colours; without it each
+        preprocessing: how the images were normalised, so that thumbnails have their true colours; without it each
             is scaled to its own range.
-        thumbnail: longest side of the thumbnails in pixels, which pictures (N, 1 or 3, H, W) get; 0 for none.
+        thumbnail: longest side of the thumbnails in pixels, which images (N, 1 or 3, H, W) get; 0 for none.
 
     Raises:
         ValueError: if no KAConv2d layer matches.
@@ -48,30 +47,30 @@ class AttentionCapture:
     ) -> None:
         self.model = model
         self.preprocessing, self.thumbnail = preprocessing, thumbnail
-        self._layers = kaconv_layers(model, layers)
+        self.layers = layers
+        kaconv_layers(model, layers)  # a mistyped pattern is refused here already
         self._batches: dict[str, list[np.ndarray]] = {}
         self._predictions: list[np.ndarray] = []
         self._thumbnails: list[np.ndarray] = []
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        self._batches = {name: [] for name in self._layers}
-        self._predictions, self._thumbnails = [], []
-        for name, layer in self._layers.items():
-            self._handles.append(layer.attention_generator.register_forward_hook(self._keep(name, layer)))
-        self._handles.append(self.model.register_forward_hook(self._keep_predictions))
+        self._batches, self._predictions, self._thumbnails = {}, [], []
+        self._hooks.enter_context(watching(self.model, self.layers, self._keep))
+        self._hooks.callback(self.model.register_forward_hook(self._keep_predictions).remove)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        self._hooks.close()
 
-    def _keep(self, name: str, layer: KAConv2d) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], attention: Tensor) -> None:
+    def _keep(self, name: str, layer: KAConv2d) -> AttentionHook:
+        batches = self._batches[name] = []
+
+        def hook(q: Tensor, attention: Tensor) -> None:
             maps = attention.detach().unflatten(1, layer.kernel_size)
-            self._batches[name].append(maps.to("cpu", torch.float32, copy=True).numpy())  # later hooks may write to it
+            batches.append(maps.to("cpu", torch.float32, copy=True).numpy())  # later hooks may write to it
 
         return hook
 
@@ -82,7 +81,7 @@ class AttentionCapture:
             self._thumbnails.append(_thumbnails(inputs[0].detach(), self.thumbnail, self.preprocessing))
 
     def record(self, labels: Any = None, ids: Any = None) -> AttentionRecord:
-        """What was collected, the passes one after another.
+        """The collected attention, the passes one after another.
 
         Args:
             labels: the samples' true classes (N,), kept with the record.
@@ -119,7 +118,7 @@ def _are_pictures(x: Any) -> bool:
 
 
 def _thumbnails(x: Tensor, longest: int, preprocessing: "Preprocessing | None") -> np.ndarray:
-    """Pictures (N, 1 or 3, H, W) as uint8 (N, h, w, 3), none larger than it was."""
+    """Images (N, 1 or 3, H, W) as uint8 (N, h, w, 3), none larger than it was."""
     x = x.float()
     if preprocessing:
         x = preprocessing.denormalise(x)
@@ -127,5 +126,6 @@ def _thumbnails(x: Tensor, longest: int, preprocessing: "Preprocessing | None") 
         low, high = (limit(x, dim=(1, 2, 3), keepdim=True) for limit in (torch.amin, torch.amax))
         x = (x - low) / (high - low).clamp_min(torch.finfo(x.dtype).tiny)
     scale = min(1, longest / max(x.shape[2:]))
-    x = adaptive_avg_pool2d(x, [max(1, round(side * scale)) for side in x.shape[2:]])
+    height, width = (max(1, round(side * scale)) for side in x.shape[2:])
+    x = adaptive_avg_pool2d(x, (height, width))
     return (x.expand(-1, 3, -1, -1).movedim(1, -1) * 255).round().to("cpu", torch.uint8).numpy()

@@ -1,12 +1,12 @@
-"""Does the attention matter? What interventions do to a trained model's decisions, each on the same pictures.
+"""Effects of interventions on the attention on a trained model's decisions, each on the same images.
 
-An effect is a paired difference: the model under an intervention against the untouched model, picture by picture. It
+An effect is a paired difference: the model under an intervention against the untouched model, image by image. It
 says how much this model, trained with its attention, relies on it; not what a model trained without it would do.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,17 @@ from tqdm.auto import tqdm
 
 from kaconv.attention.capture import AttentionCapture
 from kaconv.attention.hooks import kaconv_layers
-from kaconv.attention.interventions import Intervention, frozen, intervene, removed, shuffled, uniform
+from kaconv.attention.interventions import (
+    FROZEN,
+    SHUFFLED,
+    UNIFORM,
+    Intervention,
+    frozen,
+    intervene,
+    removed,
+    shuffled,
+    uniform,
+)
 from kaconv.attention.record import AttentionRecord
 from kaconv.attention.statistics import AttentionStatistics
 from kaconv.inference.evaluation import evaluate
@@ -25,7 +35,6 @@ from kaconv.utils.intervals import paired_interval, t_interval, wilson_interval
 from kaconv.utils.modes import evaluating
 
 ALL_LAYERS = "all layers"
-FROZEN, UNIFORM, SHUFFLED = "frozen to its mean", "uniform", "shuffled"
 SAME_CLASS, OTHER_CLASS = "from the same class", "from another class"
 MEASURES = ("error_change", "log_probability_change", "changed", "donors_class")
 _NAMES = ("model", "intervention", "reference", "layer")  # what rows of several seeds have in common
@@ -33,17 +42,19 @@ _NAMES = ("model", "intervention", "reference", "layer")  # what rows of several
 # Makes the intervention for a batch from the attention, with labels, that the untouched model gives the batch.
 InterventionMaker = Callable[[AttentionRecord], Intervention]
 Row = dict[str, Any]
+Interval = tuple[float, float]
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model makes of some pictures; outcomes of one measurement have the pictures in the same order.
+    """A model's decisions on some images; outcomes of one measurement have the images in the same order.
 
     Args:
         labels: true classes (N,).
         predictions: predicted classes (N,).
         log_probabilities: natural logarithm of the true class's probability (N,).
-        donor_labels: under a `Transplant`, the classes of those whose maps the pictures took (N,).
+        donor_labels: under a `Transplant`, the classes of those whose maps the images took (N,).
     """
 
     labels: np.ndarray
@@ -53,8 +64,73 @@ class Outcome:
 
     @property
     def wrong(self) -> np.ndarray:
-        """Whether the prediction is wrong (N,)."""
+        """True where the prediction is wrong (N,)."""
         return self.predictions != self.labels
+
+
+class OutcomeChange(TypedDict):
+    """Change from one outcome to another of the same images; intervals are of 95 %, over the drawing of the images.
+
+    - pictures: the number of images
+    - became_wrong, became_right: how many of them
+    - error_change: percentage points, positive for more errors; the interval is Agresti and Min's
+    - log_probability_change: mean change of the true class's, natural logarithm, negative for the worse; the interval
+      is Student's, None for a single image
+    - changed: predictions that are others, percent; the interval is Wilson's
+    - donors_class: where maps come from images of other classes, decisions for the donor's class, percent; the interval
+      is Wilson's
+    """
+
+    pictures: int
+    became_wrong: int
+    became_right: int
+    error_change: float
+    error_change_interval: Interval
+    log_probability_change: float
+    log_probability_change_interval: Interval | None
+    changed: float
+    changed_interval: Interval
+    donors_class: NotRequired[float]
+    donors_class_interval: NotRequired[Interval]
+
+
+class EffectRow(OutcomeChange):
+    """Effect of an intervention in a layer, against the untouched model or against `reference`.
+
+    Model and seed are added by who compares several.
+    """
+
+    intervention: str
+    reference: NotRequired[str]
+    layer: str
+    model: NotRequired[str]
+    seed: NotRequired[int]
+
+
+class RemovalRow(OutcomeChange):
+    """Effect of removing one kernel position of a layer; `attention` is what it had, a mean over channels, too."""
+
+    layer: str
+    row: int
+    column: int
+    attention: float
+    model: NotRequired[str]
+    seed: NotRequired[int]
+
+
+class CorrelationRow(TypedDict):
+    """Rank correlation over a layer's positions between the attention and the cost of removal.
+
+    - correlation_values: one per seed; NaN where all positions are alike
+    - correlation: their mean; the interval is of 95 %, Student's over seeds, None for a single one
+    """
+
+    model: str
+    layer: str
+    seeds: list[int]
+    correlation_values: list[float]
+    correlation: float
+    correlation_interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -64,14 +140,14 @@ class Effects:
     untouched: Outcome
     outcomes: dict[tuple[str, str], Outcome]
 
-    def rows(self) -> list[Row]:
-        """A dict for each intervention and layer: their names, and what `compare_outcomes` gives."""
+    def rows(self) -> list[EffectRow]:
+        """A row for each intervention and layer, against the untouched model."""
         return [
-            {"intervention": intervention, "layer": layer} | compare_outcomes(outcome, self.untouched)
+            {"intervention": intervention, "layer": layer, **compare_outcomes(outcome, self.untouched)}
             for (intervention, layer), outcome in self.outcomes.items()
         ]
 
-    def contrast(self, intervention: str, reference: str) -> list[Row]:
+    def contrast(self, intervention: str, reference: str) -> list[EffectRow]:
         """As `rows`, but of one intervention against another in place of the untouched model.
 
         Raises:
@@ -82,8 +158,12 @@ class Effects:
             if name not in names:
                 raise ValueError(f"the intervention {name!r} was not measured; there are {', '.join(names)}")
         return [
-            {"intervention": intervention, "reference": reference, "layer": layer}
-            | compare_outcomes(outcome, self.outcomes[reference, layer])
+            {
+                "intervention": intervention,
+                "reference": reference,
+                "layer": layer,
+                **compare_outcomes(outcome, self.outcomes[reference, layer]),
+            }
             for (name, layer), outcome in self.outcomes.items()
             if name == intervention
         ]
@@ -91,11 +171,11 @@ class Effects:
 
 @dataclass(frozen=True)
 class Transplant:
-    """An intervention: each picture takes the maps that another one has in the untouched model, in all layers alike.
+    """An intervention: each image takes the maps that another one has in the untouched model, in all layers alike.
 
     Args:
         batch: what the untouched model gives the batch.
-        donors: for each picture its donor's place in the batch (N,).
+        donors: for each image its donor's place in the batch (N,).
     """
 
     batch: AttentionRecord
@@ -109,35 +189,35 @@ class Transplant:
 def usual_interventions(means: AttentionRecord | AttentionStatistics, seed: int = 0) -> dict[str, InterventionMaker]:
     """The interventions to compare.
 
-    Frozen to its mean, the attention keeps each channel's preferences and loses sight of the picture; uniform, it has
-    no preferences either. Shuffled, each layer takes the maps of any other picture of the batch. A transplant takes
-    them, for all layers, from one picture of the same class, or of another.
+    Frozen to its mean, the attention keeps each channel's preferences and loses sight of the image; uniform, it has
+    no preferences either. Shuffled, each layer takes the maps of any other image of the batch. A transplant takes
+    them, for all layers, from one image of the same class, or of another.
 
     Args:
-        means: what has a `mean(layer)`; of training pictures, not of those that effects are measured on.
+        means: what has a `mean(layer)`; of training images, not of those that effects are measured on.
         seed: of the donors.
     """
     return {
         FROZEN: lambda batch: frozen(means),
         UNIFORM: lambda batch: uniform(),
         SHUFFLED: lambda batch: shuffled(seed),
-        SAME_CLASS: lambda batch: Transplant(batch, draw_donors(batch.labels, same_class=True, seed=seed)),
-        OTHER_CLASS: lambda batch: Transplant(batch, draw_donors(batch.labels, same_class=False, seed=seed)),
+        SAME_CLASS: lambda batch: Transplant(batch, draw_donors(_labels(batch), same_class=True, seed=seed)),
+        OTHER_CLASS: lambda batch: Transplant(batch, draw_donors(_labels(batch), same_class=False, seed=seed)),
     }
 
 
 def draw_donors(labels: Sequence[int] | np.ndarray, *, same_class: bool, seed: int = 0) -> np.ndarray:
-    """For each picture another one, drawn from those of its class, or from those of all other classes. (N,).
+    """For each image another one, drawn from those of its class, or from those of all other classes. (N,).
 
     Raises:
-        ValueError: if a picture has nobody to take from.
+        ValueError: if an image has nobody to take from.
     """
-    labels = torch.as_tensor(labels)
-    allowed = (labels[:, None] == labels) == same_class
+    classes = torch.as_tensor(labels)
+    allowed = (classes[:, None] == classes) == same_class
     allowed.fill_diagonal_(False)
     if (alone := ~allowed.any(1)).any():
         lacking = "only one of" if same_class else "none but of"
-        raise ValueError(f"{len(labels)} pictures in a batch have {lacking} class {int(labels[alone][0])}: take more")
+        raise ValueError(f"{len(classes)} pictures in a batch have {lacking} class {int(classes[alone][0])}: take more")
     return torch.multinomial(allowed.float(), 1, generator=torch.Generator().manual_seed(seed))[:, 0].numpy()
 
 
@@ -154,15 +234,15 @@ def measure_effects(
     """Run a model over a data set untouched and under each intervention, in each layer and in all of them together.
 
     The model runs on its own device, in eval mode. Each batch has its share of every class, so that what is taken from
-    other pictures of it comes from all classes.
+    other images of it comes from all classes.
 
     Args:
-        dataset: yields (picture, label).
+        dataset: yields (image, label).
         interventions: by name, such as `usual_interventions`; one that does not care for the batch is
             `lambda batch: uniform()`.
         layers: shell pattern of layer names.
-        batch_size: the most pictures in a batch.
-        seed: of which pictures come together in a batch.
+        batch_size: the most images in a batch.
+        seed: of which images come together in a batch.
 
     Raises:
         ValueError: if there are no interventions or no layer matches; and as the interventions and `evaluate` do.
@@ -188,7 +268,7 @@ def measure_removals(
     *,
     batch_size: int = 256,
     progress: bool = False,
-) -> list[Row]:
+) -> list[RemovalRow]:
     """Take the attention from each kernel position of each layer; the others share it in their own proportions.
 
     Args:
@@ -196,8 +276,7 @@ def measure_removals(
         means: what has a `mean(layer)`, for the attention that the positions had.
 
     Returns:
-        A dict for each position: layer, row, column, attention (its mean, also over the channels), and what
-        `compare_outcomes` gives.
+        A row for each position.
 
     Raises:
         ValueError: if there is no mean for a layer; and as `measure_effects` does.
@@ -211,50 +290,43 @@ def measure_removals(
         for position in range(maps[layer].size)
     }
     untouched, outcomes = _outcomes(model, dataset, conditions, layers, batch_size, 0, progress)
-    rows = []
+    rows: list[RemovalRow] = []
     for (layer, position), outcome in outcomes.items():
         row, column = divmod(position, maps[layer].shape[1])
-        place = {"layer": layer, "row": row, "column": column, "attention": float(maps[layer][row, column])}
-        rows.append(place | compare_outcomes(outcome, untouched))
+        attention = float(maps[layer][row, column])
+        change = compare_outcomes(outcome, untouched)
+        rows.append(RemovalRow(layer=layer, row=row, column=column, attention=attention, **change))
     return rows
 
 
-def compare_outcomes(outcome: Outcome, reference: Outcome) -> Row:
-    """What changed from `reference` to `outcome`, with 95 % intervals over the drawing of the pictures.
+def compare_outcomes(outcome: Outcome, reference: Outcome) -> OutcomeChange:
+    """Compare two outcomes of the same images, with 95 % intervals over the drawing of the images.
 
-    Returns:
-        - pictures: their number
-        - became_wrong, became_right: how many of them
-        - error_change: percentage points, positive for more errors; error_change_interval: Agresti and Min's
-        - log_probability_change: mean change of the true class's, natural logarithm, negative for the worse;
-          log_probability_change_interval: Student's, None for a single picture
-        - changed: predictions that are others, percent; changed_interval: Wilson's
-        - and where maps come from pictures of other classes: donors_class, decisions for the donor's class, percent;
-          donors_class_interval: Wilson's
+    A change is from `reference` to `outcome`.
     """
     n = len(outcome.labels)
     became_wrong = int((outcome.wrong & ~reference.wrong).sum())
     became_right = int((reference.wrong & ~outcome.wrong).sum())
     differences = outcome.log_probabilities - reference.log_probabilities
-    row = {
-        "pictures": n,
-        "became_wrong": became_wrong,
-        "became_right": became_right,
-        "error_change": 100 * (became_wrong - became_right) / n,
-        "error_change_interval": paired_interval(became_wrong, became_right, n),
-        "log_probability_change": float(differences.mean()),
-        "log_probability_change_interval": t_interval(differences),
-    }
-    shares = {"changed": outcome.predictions != reference.predictions}
+    changed = 100 * float((outcome.predictions != reference.predictions).mean())
+    change = OutcomeChange(
+        pictures=n,
+        became_wrong=became_wrong,
+        became_right=became_right,
+        error_change=100 * (became_wrong - became_right) / n,
+        error_change_interval=paired_interval(became_wrong, became_right, n),
+        log_probability_change=float(differences.mean()),
+        log_probability_change_interval=t_interval(differences),
+        changed=changed,
+        changed_interval=wilson_interval(changed, n),
+    )
     if outcome.donor_labels is not None and (outcome.donor_labels != outcome.labels).all():
-        shares["donors_class"] = outcome.predictions == outcome.donor_labels
-    for name, counts in shares.items():
-        percent = 100 * float(counts.mean())
-        row |= {name: percent, f"{name}_interval": wilson_interval(percent, n)}
-    return row
+        change["donors_class"] = 100 * float((outcome.predictions == outcome.donor_labels).mean())
+        change["donors_class_interval"] = wilson_interval(change["donors_class"], n)
+    return change
 
 
-def pool_effects(rows: Sequence[Row]) -> list[Row]:
+def pool_effects(rows: Sequence[EffectRow]) -> list[Row]:
     """Effects in several trainings of a model as one: a dict for each group of rows that differ in the seed alone.
 
     Args:
@@ -262,11 +334,11 @@ def pool_effects(rows: Sequence[Row]) -> list[Row]:
 
     Returns:
         The names that the group has in common; seeds; and of each of `MEASURES` its mean, under its own name;
-        `{measure}_values` and `{measure}_intervals`, those of the single seeds, over pictures; `{measure}_interval`,
-        95 % of the mean: Student's over seeds, or for a single seed that over pictures.
+        `{measure}_values` and `{measure}_intervals`, those of the single seeds, over images; `{measure}_interval`,
+        95 % of the mean: Student's over seeds, or for a single seed that over images.
     """
     groups: dict[tuple, list[Row]] = {}
-    for row in rows:
+    for row in cast(Sequence[Row], rows):
         groups.setdefault(tuple((name, row[name]) for name in _NAMES if name in row), []).append(row)
     pooled = []
     for names, group in groups.items():
@@ -279,8 +351,8 @@ def pool_effects(rows: Sequence[Row]) -> list[Row]:
     return pooled
 
 
-def attention_correlations(rows: Sequence[Row]) -> list[Row]:
-    """Does a position's mean attention say what its removal costs? Spearman's rank correlation over the positions.
+def attention_correlations(rows: Sequence[RemovalRow]) -> list[CorrelationRow]:
+    """Spearman's rank correlation, over positions, between the mean attention and the cost of removal.
 
     The cost is the fall of the true class's log-probability.
 
@@ -288,13 +360,12 @@ def attention_correlations(rows: Sequence[Row]) -> list[Row]:
         rows: those of `measure_removals`, each with its model and seed.
 
     Returns:
-        For each model and layer: model, layer, seeds, correlation_values (one per seed; NaN where all positions are
-        alike), correlation (their mean) and correlation_interval: 95 %, Student's over seeds, None for a single one.
+        A row for each model and layer.
     """
-    groups: dict[tuple[str, str], dict[int, list[Row]]] = {}
+    groups: dict[tuple[str, str], dict[int, list[RemovalRow]]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["layer"]), {}).setdefault(row["seed"], []).append(row)
-    found = []
+    found: list[CorrelationRow] = []
     for (model, layer), by_seed in groups.items():
         values = [_correlation(group) for group in by_seed.values()]
         interval = t_interval(values)
@@ -319,7 +390,7 @@ class _Condition(NamedTuple):
     positions: Sequence[int] | None = None
 
 
-def _correlation(rows: Sequence[Row]) -> float:
+def _correlation(rows: Sequence[RemovalRow]) -> float:
     attention, cost = [row["attention"] for row in rows], [-row["log_probability_change"] for row in rows]
     alike = np.ptp(attention) == 0 or np.ptp(cost) == 0
     return float("nan") if alike else float(stats.spearmanr(attention, cost).statistic)
@@ -328,18 +399,18 @@ def _correlation(rows: Sequence[Row]) -> float:
 def _outcomes(
     model: nn.Module,
     dataset: Dataset,
-    conditions: Mapping[Hashable, _Condition],
+    conditions: Mapping[_Key, _Condition],
     layers: str,
     batch_size: int,
     seed: int,
     progress: bool,
-) -> tuple[Outcome, dict[Any, Outcome]]:
+) -> tuple[Outcome, dict[_Key, Outcome]]:
     """The outcome of the untouched model, and that under each condition."""
     found = evaluate(model, dataset, batch_size=batch_size, progress=progress)  # it passes over unreadable pictures
     batches = _mixed_batches(found.labels, found.indices, batch_size, seed)
     device = next(model.parameters()).device
     untouched: list[Outcome] = []
-    outcomes: dict[Hashable, list[Outcome]] = {key: [] for key in conditions}
+    outcomes: dict[_Key, list[Outcome]] = {key: [] for key in conditions}
     total = len(batches) * len(conditions)
     bar = tqdm(total=total, desc="interventions", unit="batch", leave=False, disable=None if progress else True)
     with evaluating(model), torch.no_grad(), bar:
@@ -350,7 +421,7 @@ def _outcomes(
             batch = capture.record(labels=labels)
             for key, condition in conditions.items():
                 intervention = condition.make(batch)
-                donors = batch.labels[intervention.donors] if isinstance(intervention, Transplant) else None
+                donors = _labels(batch)[intervention.donors] if isinstance(intervention, Transplant) else None
                 with intervene(model, intervention, condition.layers, condition.positions):
                     outcomes[key].append(_judge(model(images), labels, donors))
                 bar.update()
@@ -358,11 +429,16 @@ def _outcomes(
 
 
 def _mixed_batches(labels: np.ndarray, indices: np.ndarray, batch_size: int, seed: int) -> list[list[int]]:
-    """Batches of about one size: the pictures, class by class, dealt out like cards."""
+    """Batches of about one size: the images, class by class, dealt out like cards."""
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     hands = -(-len(labels) // batch_size)
     return [indices[order[hand::hands]].tolist() for hand in range(hands)]
+
+
+def _labels(batch: AttentionRecord) -> np.ndarray:
+    assert batch.labels is not None  # `_outcomes` gives them
+    return batch.labels
 
 
 def _judge(logits: Tensor, labels: Tensor, donor_labels: np.ndarray | None = None) -> Outcome:
@@ -372,5 +448,10 @@ def _judge(logits: Tensor, labels: Tensor, donor_labels: np.ndarray | None = Non
 
 
 def _joined(parts: Sequence[Outcome]) -> Outcome:
-    arrays = ([getattr(part, name) for part in parts] for name in Outcome.__dataclass_fields__)
-    return Outcome(*(None if own[0] is None else np.concatenate(own) for own in arrays))
+    donors = [part.donor_labels for part in parts if part.donor_labels is not None]
+    return Outcome(
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.predictions for part in parts]),
+        np.concatenate([part.log_probabilities for part in parts]),
+        np.concatenate(donors) if donors else None,
+    )

@@ -5,13 +5,14 @@ positions are in row-major order, as in the paper.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kaconv.attention.hooks import kaconv_layers
+from kaconv.attention.hooks import AttentionHook, kaconv_layers, watching
 from kaconv.attention.record import AttentionRecord
 from kaconv.attention.statistics import AttentionStatistics
 
@@ -24,7 +25,7 @@ def uniform() -> Intervention:
 
 
 def frozen(means: AttentionRecord | AttentionStatistics | Mapping[str, np.ndarray]) -> Intervention:
-    """The same maps for every picture, such as the mean over a data set: KAConv without its dependence on the input.
+    """The same maps for every image, such as the mean over a data set: KAConv without its dependence on the input.
 
     Args:
         means: what has a `mean(layer)`, or for each layer its maps (kh, kw, C).
@@ -33,7 +34,7 @@ def frozen(means: AttentionRecord | AttentionStatistics | Mapping[str, np.ndarra
 
 
 def transplanted(record: AttentionRecord, sample: int) -> Intervention:
-    """The maps of one picture for every picture.
+    """The maps of one image for every image.
 
     Args:
         sample: its place in the record.
@@ -44,9 +45,9 @@ def transplanted(record: AttentionRecord, sample: int) -> Intervention:
 
 
 def shuffled(seed: int = 0) -> Intervention:
-    """Every picture takes the maps of another one of its batch, which each layer draws anew. Nobody keeps its own.
+    """The maps of another image of the batch for every image, drawn in each layer by itself. None keeps its own.
 
-    A batch of a data set in the order of its classes mixes only pictures of a class: shuffle the samples before.
+    A batch of a data set in the order of its classes mixes only images of a class: shuffle the samples before.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -61,16 +62,66 @@ def shuffled(seed: int = 0) -> Intervention:
     return replace
 
 
-def removed() -> Intervention:
+class Removed:
+    """No attention at all; `intervene` asks for the positions, since something has to be left."""
+
+    def __call__(self, layer: str, attention: Tensor) -> Tensor:
+        """Zeros in the place of `attention`."""
+        return torch.zeros_like(attention)
+
+
+def removed() -> Removed:
     """No attention at all; it needs `positions` of `intervene`, since something has to be left."""
-    return _nothing
+    return Removed()
+
+
+def _from_donor(own: AttentionRecord, donor: int | None) -> Intervention:
+    if donor is None:
+        raise ValueError("the attention of B needs a picture B: choose one")
+    return transplanted(own, donor)
+
+
+@dataclass(frozen=True)
+class InterventionKind:
+    """An intervention that a user can choose by name.
+
+    Args:
+        description: of what takes the attention's place, in a few words.
+        make: the intervention, from the untouched model's attention and the number of the donor, which is None unless
+            one is needed.
+        needs_position: whether it is for some of a kernel's positions only, which have to be given.
+        needs_donor: whether the maps of one sample take the place of all others'.
+    """
+
+    description: str
+    make: Callable[[AttentionRecord, int | None], Intervention]
+    needs_position: bool = False
+    needs_donor: bool = False
+
+
+UNIFORM, FROZEN, TRANSPLANTED, SHUFFLED, REMOVED = (
+    "uniform",
+    "frozen to the mean",
+    "attention of B",
+    "shuffled",
+    "one position removed",
+)
+INTERVENTION_KINDS = {
+    UNIFORM: InterventionKind("1/k² at every position", lambda own, donor: uniform()),
+    FROZEN: InterventionKind("every image gets the mean maps of all images", lambda own, donor: frozen(own)),
+    TRANSPLANTED: InterventionKind("every image gets the maps of B", _from_donor, needs_donor=True),
+    SHUFFLED: InterventionKind("every image gets the maps of another one", lambda own, donor: shuffled()),
+    REMOVED: InterventionKind(
+        "one position gets nothing, the others share its part", lambda own, donor: removed(), needs_position=True
+    ),
+}
 
 
 @contextmanager
 def intervene(
     model: nn.Module, intervention: Intervention, layers: str = "*", positions: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """Replaces the attention of a model's KAConv layers while the block runs, under every backend.
+    """Replace the attention of a model's KAConv layers while the block runs, under every backend.
 
     An `AttentionCapture` that is entered inside sees what takes the attention's place; one that is entered outside sees
     what the generators gave. At the end, on errors too, the model is as it was.
@@ -88,24 +139,21 @@ def intervene(
         >>> with intervene(model, removed(), "layer1.*", positions=[4]):
         ...     logits = model(images)  # the centres of all 3×3 kernels are gone
     """
-    chosen = kaconv_layers(model, layers)
-    if intervention is _nothing and positions is None:
+    removing = isinstance(intervention, Removed)
+    if removing and positions is None:
         raise ValueError("removed() needs positions: give the numbers of the kernel positions to remove")
-    for name, layer in chosen.items():
+    for name, layer in kaconv_layers(model, layers).items():
         k = layer.kernel_size[0] * layer.kernel_size[1]
         if positions is not None and (not positions or not all(0 <= position < k for position in positions)):
             raise ValueError(f"positions of {name} are numbers from 0 to {k - 1}; got {list(positions)}")
-        if intervention is _nothing and len(set(positions)) == k:
+        if removing and len(set(positions or ())) == k:
             raise ValueError(f"removing all {k} positions of {name} would leave nothing")
-    with ExitStack() as stack:
-        for name, layer in chosen.items():
-            hook = _hook(name, intervention, positions)
-            stack.callback(layer.attention_generator.register_forward_hook(hook).remove)
+    with watching(model, layers, lambda name, layer: _hook(name, intervention, positions)):
         yield
 
 
-def _hook(name: str, intervention: Intervention, positions: Sequence[int] | None) -> Callable[..., Tensor]:
-    def replace(module: nn.Module, inputs: tuple[Tensor, ...], attention: Tensor) -> Tensor:
+def _hook(name: str, intervention: Intervention, positions: Sequence[int] | None) -> AttentionHook:
+    def replace(q: Tensor, attention: Tensor) -> Tensor:
         new = intervention(name, attention)
         if new.shape != attention.shape:
             shapes = f"{tuple(new.shape)} for {tuple(attention.shape)}"
@@ -138,7 +186,3 @@ def _constant(maps: Mapping[str, np.ndarray]) -> Intervention:
         return kept.to(attention).expand_as(attention)
 
     return replace
-
-
-def _nothing(layer: str, attention: Tensor) -> Tensor:
-    return torch.zeros_like(attention)

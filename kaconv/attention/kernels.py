@@ -1,18 +1,18 @@
-"""What a kernel comes to under the attention that a picture gets, and what each of its positions adds to the output.
+"""Effective kernels, a layer's weights scaled by its attention, and the share of each position in the output.
 
 Positions of a kernel are rows and columns (kh, kw) here, as in an `AttentionRecord`. Interventions that are in force
 count everywhere.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kaconv.attention.hooks import kaconv_layers
+from kaconv.attention.hooks import AttentionHook, kaconv_layers, watching
 from kaconv.layers import KAConv2d
 from kaconv.ops.eager import folded_batch_norm
 from kaconv.ops.reference import decompose
@@ -30,7 +30,7 @@ def effective_kernel(layer: KAConv2d, attention: np.ndarray, *, folded: bool = T
     divides their size out.
 
     Args:
-        attention: (..., kh, kw, C): of one picture, of several, or a mean; 1/(kh·kw) everywhere gives the static
+        attention: (..., kh, kw, C): of one image, of several, or a mean; 1/(kh·kw) everywhere gives the static
             kernel.
         folded: whether to multiply by the norm's scale, γ / √(variance + ε).
 
@@ -56,7 +56,7 @@ def effective_kernel(layer: KAConv2d, attention: np.ndarray, *, folded: bool = T
 
 
 def kernel_pictures(kernel: np.ndarray) -> np.ndarray:
-    """Kernels as pictures, one for each output channel: the weight itself where there is one for a position (a
+    """Kernels as small images, one for each output channel: the weight itself where there is one for a position (a
     depthwise kernel), else the Euclidean norm of a position's weights over the input channels.
 
     Args:
@@ -70,7 +70,7 @@ def kernel_pictures(kernel: np.ndarray) -> np.ndarray:
 
 
 def position_contributions(model: nn.Module, images: Tensor, layers: str = "*") -> dict[str, np.ndarray]:
-    """What each kernel position adds to a layer's output: the maps A_p ⊙ Y_p, which sum to it. In eval mode.
+    """Contribution of each kernel position to a layer's output, A_p ⊙ Y_p; they sum to it. In eval mode.
 
     Args:
         images: (N, 3, H, W); few, because the maps are K times as large as the layers' outputs.
@@ -83,15 +83,16 @@ def position_contributions(model: nn.Module, images: Tensor, layers: str = "*") 
         ValueError: if no layer matches.
     """
     with _running(model, images, layers) as seen:
-        weighed = {name: one.weighed(one.layer.act(one.normalised())) for name, one in seen.items()}
+        weighted = {name: one.weighted(one.layer.act(one.normalised())) for name, one in seen.items()}
     return {
-        name: maps.unflatten(1, seen[name].layer.kernel_size).cpu().float().numpy() for name, maps in weighed.items()
+        name: maps.unflatten(1, seen[name].layer.kernel_size).cpu().float().numpy() for name, maps in weighted.items()
     }
 
 
 def linear_agreement(model: nn.Module, images: Tensor, layers: str = "*") -> dict[str, np.ndarray]:
-    """How well the effective kernel describes a layer: the correlation, over the places of a map, between the layer's
-    output and the convolution with the effective kernel, which is the layer without its activation.
+    """Correlation, over the places of a map, of a layer's output with the convolution with its effective kernel.
+
+    That convolution is the layer without its activation: the correlation says how well the kernel describes the layer.
 
     Args:
         images, layers: as in `position_contributions`.
@@ -103,7 +104,7 @@ def linear_agreement(model: nn.Module, images: Tensor, layers: str = "*") -> dic
     with _running(model, images, layers) as seen:
         for name, one in seen.items():
             z = one.normalised()
-            linear, output = (one.weighed(maps).sum(dim=1).flatten(2).cpu().numpy() for maps in (z, one.layer.act(z)))
+            linear, output = (one.weighted(maps).sum(dim=1).flatten(2).cpu().numpy() for maps in (z, one.layer.act(z)))
             agreement[name] = _correlation(linear, output, axis=2)
     return agreement
 
@@ -113,13 +114,13 @@ class _Seen:
     """What a layer was given, and the attention that it made of it."""
 
     layer: KAConv2d
-    x: Tensor | None = None
-    attention: Tensor | None = None  # (N, K, C)
+    x: Tensor = field(init=False)
+    attention: Tensor = field(init=False)  # (N, K, C)
 
     def keep_input(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         self.x = inputs[0]
 
-    def keep_attention(self, module: nn.Module, inputs: tuple[Tensor], attention: Tensor) -> None:
+    def keep_attention(self, q: Tensor, attention: Tensor) -> None:
         self.attention = attention
 
     def normalised(self) -> Tensor:
@@ -127,7 +128,7 @@ class _Seen:
         own = self.layer
         return own.norm(decompose(self.x, own.weight, own.geometry).flatten(1, 2))
 
-    def weighed(self, maps: Tensor) -> Tensor:
+    def weighted(self, maps: Tensor) -> Tensor:
         """Maps (N, K·C, h, w) times their attention, (N, K, C, h, w)."""
         return maps.unflatten(1, self.attention.shape[1:]) * self.attention[..., None, None]
 
@@ -137,19 +138,18 @@ def _running(model: nn.Module, images: Tensor, layers: str) -> Iterator[dict[str
     """What the layers saw in one pass; the block is in eval mode, too, and without gradients."""
     seen = {name: _Seen(layer) for name, layer in kaconv_layers(model, layers).items()}
     with evaluating(model), torch.no_grad():
-        with ExitStack() as hooks:
+        with ExitStack() as hooks, watching(model, layers, lambda name, layer: seen[name].keep_attention):
             for one in seen.values():
                 hooks.callback(one.layer.register_forward_pre_hook(one.keep_input).remove)
-                hooks.callback(one.layer.attention_generator.register_forward_hook(one.keep_attention).remove)
             model(images.to(next(model.parameters()).device))
         yield seen
 
 
 @dataclass(frozen=True)
 class PositionShares:
-    """How much of each channel's output comes from which kernel position.
+    """Share of each kernel position in each channel's output.
 
-    The mean of a position's map A_p ⊙ Y_p over the picture is A_p times Q_p, the pooled map that the attention is made
+    The mean of a position's map A_p ⊙ Y_p over the image is A_p times Q_p, the pooled map that the attention is made
     from: so shares cost no more than a forward pass.
 
     Args:
@@ -170,7 +170,7 @@ class PositionShares:
 
         - attention: what the generator gives to a position.
         - response: the share of the output that it would have under even attention.
-        - share: the share of the output, summed over the picture, that it has.
+        - share: the share of the output, summed over the image, that it has.
 
         Response and share are NaN where no position responds, and may be negative where the activation is.
         """
@@ -194,24 +194,22 @@ class PositionShares:
 def position_shares(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor] | Tensor], layers: str = "*"
 ) -> PositionShares:
-    """What each kernel position contributes, over batches of pictures (N, 3, H, W), with labels or without.
+    """Measure the share of each kernel position, over batches of images (N, 3, H, W), with labels or without.
 
-    The model runs in eval mode and on its own device. Everything is kept, about 280 kB a picture for KAResNet50.
+    The model runs in eval mode and on its own device. Everything is kept, about 280 kB an image for KAResNet50.
 
     Args:
         layers: shell pattern of layer names, such as "layer3.*".
 
     Raises:
-        ValueError: if no layer matches, or there are no pictures.
+        ValueError: if no layer matches, or there are no images.
     """
-    chosen = kaconv_layers(model, layers)
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
-        for name, layer in chosen.items():
-            hook = _keep(kept[name], layer.kernel_size)
-            stack.callback(layer.attention_generator.register_forward_hook(hook).remove)
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in kaconv_layers(model, layers)}
+    with (
+        watching(model, layers, lambda name, layer: _keep(kept[name], layer.kernel_size)),
+        evaluating(model),
+        torch.no_grad(),
+    ):
         for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(next(model.parameters()).device))
@@ -223,9 +221,9 @@ def position_shares(
     )
 
 
-def _keep(kept: list[np.ndarray], kernel_size: tuple[int, int]) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor], attention: Tensor) -> None:
-        pair = torch.stack([attention.float(), inputs[0].float()])
+def _keep(kept: list[np.ndarray], kernel_size: tuple[int, int]) -> AttentionHook:
+    def hook(q: Tensor, attention: Tensor) -> None:
+        pair = torch.stack([attention.float(), q.float()])
         kept.append(pair.unflatten(2, kernel_size).cpu().numpy())
 
     return hook

@@ -31,7 +31,7 @@ class AttentionRecord:
         labels: true classes (N,), where known.
         predictions: predicted classes (N,), where known.
         ids: names or numbers of the samples (N,); by default they are numbered from 0.
-        thumbnails: the samples as small pictures (N, h, w, 3), uint8, where there are any.
+        thumbnails: the samples as small images (N, h, w, 3), uint8, where there are any.
     """
 
     attention: dict[str, np.ndarray]
@@ -105,7 +105,7 @@ class AttentionRecord:
         return torch.special.entr(torch.from_numpy(attention)).sum(dim=(1, 2)).numpy() / np.log(positions)
 
     def input_dependence(self, layer: str) -> np.ndarray:
-        """How far the map moves with the input: the total variation distance, half the sum of absolute differences,
+        """Dependence of the map on the input: the total variation distance, half the sum of absolute differences,
         between a sample's map and the mean map of its channel, averaged over samples. 0 is a static map. (C,)."""
         attention = self.attention[layer]
         return np.abs(attention - attention.mean(axis=0)).sum(axis=(1, 2)).mean(axis=0) / 2
@@ -116,10 +116,14 @@ class AttentionRecord:
         Raises:
             ValueError: if the record has no labels; so do `class_distances` and `class_share`.
         """
+        labels = self._known_labels()
+        attention = self.attention[layer]
+        return np.stack([attention[labels == label].mean(axis=0) for label in np.unique(labels)])
+
+    def _known_labels(self) -> np.ndarray:
         if self.labels is None:
             raise ValueError("the record has no labels; give them to AttentionCapture.record(labels=...)")
-        attention = self.attention[layer]
-        return np.stack([attention[self.labels == label].mean(axis=0) for label in np.unique(self.labels)])
+        return self.labels
 
     def class_distances(self, layer: str) -> np.ndarray:
         """Total variation distance between the classes' mean maps, averaged over channels. (classes, classes)."""
@@ -131,7 +135,7 @@ class AttentionRecord:
         With no relation to the class it is about (classes - 1) / (samples - 1).
         """
         means, attention = self.class_means(layer), self.attention[layer]
-        _, index, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
+        _, index, counts = np.unique(self._known_labels(), return_inverse=True, return_counts=True)
         between = (counts[:, None, None, None] * (means - attention.mean(axis=0)) ** 2).sum()
         total = between + ((attention - means[index]) ** 2).sum()
         return float(between / total) if total else 0.0
@@ -160,7 +164,7 @@ class AttentionRecord:
             if (array := getattr(self, name)) is not None:
                 arrays[name] = array
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, layers=json.dumps(self.layers), **arrays)
+            np.savez_compressed(file, **arrays, layers=np.array(json.dumps(self.layers)), allow_pickle=False)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

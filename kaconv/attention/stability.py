@@ -1,13 +1,14 @@
-"""How far the attention moves when the picture is changed: shifted, mirrored, turned, blurred, covered with noise.
+"""Stability of the attention when the image is changed: shifted, mirrored, turned, blurred, covered with noise.
 
-Changes act on pictures in [0, 1]. Distances are in proportion to that between two random pictures, so that models and
-layers can be compared: 0 is the attention as it was, 1 that of another picture.
+Changes act on images in [0, 1]. Distances are in proportion to that between two random images, so that models and
+layers can be compared: 0 is the attention as it was, 1 that of another image.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ _ROUNDING = 1e-6  # a distance that is no larger is none
 
 @dataclass(frozen=True)
 class Change:
-    """A change of pictures.
+    """A change of images.
 
     Args:
         kind: what is done, such as "shift".
@@ -51,7 +52,7 @@ class Change:
 
 
 def shift(pixels: int) -> Change:
-    """Right, left, down and up. The picture's border goes on where there is nothing to move in."""
+    """Right, left, down and up. The image's border goes on where there is nothing to move in."""
     directions = ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))
     return Change("shift", pixels, "px", tuple(partial(_shifted, x=x, y=y) for x, y in directions))
 
@@ -65,7 +66,7 @@ def flip(axis: str) -> Change:
 
 
 def rotation(degrees: float) -> Change:
-    """About the centre, either way. The picture's border goes on in the corners."""
+    """About the centre, either way. The image's border goes on in the corners."""
     return Change("rotation", degrees, "degrees", tuple(partial(_turned, degrees=sign * degrees) for sign in (1, -1)))
 
 
@@ -75,7 +76,7 @@ def blur(sigma: float) -> Change:
 
 
 def noise(sigma: float) -> Change:
-    """Gaussian, for each pixel and colour by itself, of this standard deviation, where the picture's range is 1."""
+    """Gaussian, for each pixel and colour by itself, of this standard deviation, where the image's range is 1."""
     return Change("noise", sigma, "of the range", (partial(F.gaussian_noise, sigma=sigma),))
 
 
@@ -99,6 +100,27 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
     return F.gaussian_blur(images, [2 * r + 1 for r in reach], [sigma, sigma])
 
 
+class StabilityRow(TypedDict):
+    """Movement of one layer's attention under one change.
+
+    - change (its name), kind, strength, unit: see `Change`.
+    - distance: of the attention, in [0, 1]; relative: the same over that of another image (NaN where all images have
+      the same attention).
+    - pixels: root mean square difference of the images in [0, 1], over that of another image.
+    - kept: share of the images whose predicted class stays the same (NaN for a model that is no classifier).
+    """
+
+    change: str
+    kind: str
+    strength: float | str
+    unit: str
+    layer: str
+    distance: float
+    relative: float
+    pixels: float
+    kept: float
+
+
 def attention_stability(
     model: nn.Module,
     images: Tensor,
@@ -109,31 +131,24 @@ def attention_stability(
     *,
     batch_size: int = 256,
     seed: int = 0,
-) -> list[dict]:
-    """How far changes of the pictures move the attention of each layer, in eval mode.
+) -> list[StabilityRow]:
+    """Measure how far changes of the images move the attention of each layer, in eval mode.
 
-    The distance between two maps is the total variation distance, averaged over channels and pictures.
+    The distance between two maps is the total variation distance, averaged over channels and images.
 
     Args:
-        images: normalised pictures (N, 3, H, W), at least 2.
+        images: normalised images (N, 3, H, W), at least 2.
         preprocessing: how they were normalised.
         labels: their classes (N,), where known.
         layers: shell pattern of layer names, such as "layer3.*".
         seed: of the noise, and of who is compared with whom.
 
     Returns:
-        A dict for each change and layer, with
-
-        - change (its name), kind, strength, unit: see `Change`. Two more kinds say what to compare with: "another
-          picture", and, where some class has two pictures, "another of its class".
-        - layer
-        - distance: of the attention, in [0, 1]; relative: the same over that of another picture (NaN where all pictures
-          have the same attention).
-        - pixels: root mean square difference of the pictures in [0, 1], over that of another picture.
-        - kept: share of the pictures whose predicted class stays the same (NaN for a model that is no classifier).
+        A row for each change and layer; two more kinds say what to compare with: "another picture", and, where some
+        class has two images, "another of its class".
 
     Raises:
-        ValueError: for less than 2 pictures, or not as many labels as pictures; if no layer matches.
+        ValueError: for less than 2 images, or not as many labels as images; if no layer matches.
     """
     n = len(images)
     if n < 2:
@@ -160,9 +175,19 @@ def attention_stability(
     rows = []
     for change, (pixels, kept, *distances) in measured:
         for layer, distance, of_another in zip(original.record.layers, distances, another[2:], strict=True):
-            row = {"change": change.name, "kind": change.kind, "strength": change.strength, "unit": change.unit}
-            relative = {"relative": _ratio(distance, of_another), "pixels": _ratio(pixels, another[0])}
-            rows.append(row | {"layer": layer, "distance": float(distance)} | relative | {"kept": float(kept)})
+            rows.append(
+                StabilityRow(
+                    change=change.name,
+                    kind=change.kind,
+                    strength=change.strength,
+                    unit=change.unit,
+                    layer=layer,
+                    distance=float(distance),
+                    relative=_ratio(distance, of_another),
+                    pixels=_ratio(pixels, another[0]),
+                    kept=float(kept),
+                )
+            )
     return rows
 
 
@@ -172,7 +197,7 @@ def _ratio(value: float, of: float) -> float:
 
 @dataclass(frozen=True)
 class _Look:
-    """Pictures in [0, 1], and what the model makes of them."""
+    """Images in [0, 1], and what the model makes of them."""
 
     pictures: Tensor
     record: AttentionRecord
@@ -187,7 +212,7 @@ def _record(model: nn.Module, batches: Sequence[Tensor], layers: str) -> Attenti
 
 
 def _partners(groups: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """For each picture another one of its group, or itself where it is the only one: its neighbour in a random ring."""
+    """For each image another one of its group, or itself where it is the only one: its neighbour in a random ring."""
     partners = np.arange(len(groups))
     for group in np.unique(groups):
         ring = random.permutation(np.flatnonzero(groups == group))
@@ -199,7 +224,7 @@ def _difference(one: _Look, other: _Look, partners: np.ndarray | None = None) ->
     """Mean difference of the pixels, share of equal predictions, and the attention's distance in every layer.
 
     Args:
-        partners: which picture of `other` each one is compared with; one is left out that would be with itself.
+        partners: which image of `other` each one is compared with; one is left out that would be with itself.
     """
     here = np.arange(len(one.pictures))
     there = here if partners is None else partners

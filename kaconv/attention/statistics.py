@@ -1,8 +1,7 @@
-"""What the attention over a whole data set comes to, in memory that does not grow with it."""
+"""Statistics of the attention over a whole data set, in memory that does not grow with it."""
 
 import json
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 
-from kaconv.attention.hooks import kaconv_layers
+from kaconv.attention.hooks import AttentionHook, kaconv_layers, watching
 from kaconv.attention.record import map_distances
 from kaconv.data.unreadable import UNREADABLE
 from kaconv.layers import KAConv2d
@@ -130,7 +129,7 @@ def attention_statistics(
     Of several processes each gives its share of the batches, and all get the statistics of the whole; all must call.
 
     Args:
-        batches: pictures (N, 3, H, W), each with labels (N,) or without, as a DataLoader gives them. Pictures that
+        batches: images (N, 3, H, W), each with labels (N,) or without, as a DataLoader gives them. Images that
             could not be read (`kaconv.data.UNREADABLE`) do not count.
         layers: shell pattern of layer names, such as "layer3.*".
         classes: number of classes to tell apart by the labels; None: all samples in one.
@@ -138,14 +137,9 @@ def attention_statistics(
     Raises:
         ValueError: if no layer matches, if there are no samples, or for labels that are missing or not below `classes`.
     """
-    chosen = kaconv_layers(model, layers)
     device = next(model.parameters()).device
-    sums = _Sums(chosen, classes or 1)
-    with ExitStack() as stack:
-        for name, layer in chosen.items():
-            stack.callback(layer.attention_generator.register_forward_hook(sums.hook(name)).remove)
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
+    sums = _Sums(kaconv_layers(model, layers), classes or 1)
+    with watching(model, layers, sums.hook), evaluating(model), torch.no_grad():
         for batch in tqdm(batches, desc="attention", unit="batch", leave=False, disable=None if progress else True):
             images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
             sums.groups = _groups(len(images), labels, classes)
@@ -185,8 +179,8 @@ class _Sums:
         )
         self.entropies = {name: torch.zeros(classes, c, dtype=torch.float64) for name, (_, c) in shapes.items()}
 
-    def hook(self, name: str) -> Callable[..., None]:
-        def add(module: nn.Module, inputs: tuple[Tensor, ...], attention: Tensor) -> None:
+    def hook(self, name: str, layer: KAConv2d) -> AttentionHook:
+        def add(q: Tensor, attention: Tensor) -> None:
             known = self.groups >= 0
             groups, maps = self.groups[known], attention.detach().to("cpu", torch.float64)[known]
             k = maps.shape[1]
@@ -206,12 +200,12 @@ class _Sums:
         if not self.counts.sum():
             raise ValueError("there are no samples to take statistics of")
         sizes = {name: layer.kernel_size for name, layer in self.layers.items()}
-        maps = (
+        deviations, squares = (
             {name: sums.unflatten(1, sizes[name]).numpy() for name, sums in by_layer.items()}
             for by_layer in (self.deviations, self.squares)
         )
         entropies = {name: sums.numpy() for name, sums in self.entropies.items()}
-        return AttentionStatistics(self.counts.numpy(), *maps, entropies)
+        return AttentionStatistics(self.counts.numpy(), deviations, squares, entropies)
 
 
 def _sum_over_processes(tensor: Tensor) -> None:

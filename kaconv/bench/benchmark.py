@@ -1,4 +1,4 @@
-"""What kernel attention costs in time and memory, beside the plain model and beside its peers: `kaconv bench`.
+"""Time and memory that kernel attention costs, beside the plain model and beside its peers: `kaconv bench`.
 
 All variants of a model are measured in turn, round after round, so that a slow spell of the machine meets all of them.
 A ratio is taken within a round, against the plain model of the same round; its median over the rounds is reported.
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -46,12 +46,58 @@ MIN_SECONDS = 0.1  # a shorter step is repeated within a round until it takes as
 LR = 1e-4  # small: random labels must not drive the weights to infinity
 CLASSES = 1000
 
+
+class Measurement(TypedDict):
+    """Time and memory of one variant, in inference or in a training step.
+
+    - ms: for each round, the time of a step; median_ms
+    - ratios: for each round, to the plain model (None without one), of "fused-compiled" to "plain-compiled"; ratio:
+      their median; ratio_quartiles
+    - compile_seconds: of a compiled variant's first step, which compiles it; None for the others
+    - steps: taken in a row in each round
+    - peak_bytes: see `peak_bytes`
+    - floor_ms: see `kaconv.bench.roofline`; None for peers
+    """
+
+    ms: list[float]
+    median_ms: float
+    ratios: list[float] | None
+    ratio: float | None
+    ratio_quartiles: list[float] | None
+    compile_seconds: float | None
+    steps: int
+    peak_bytes: int
+    floor_ms: float | None
+
+
+class BenchmarkRow(TypedDict):
+    """One variant of a model under measurement.
+
+    - model, plain: names; name: of what was built
+    - macs: for one image
+    - error: why something is missing, or None
+    - inference, training: None where it could not be measured
+    """
+
+    model: str
+    plain: str
+    variant: str
+    name: str
+    batch_size: int
+    image_size: int
+    params: int | None
+    macs: int | None
+    error: str | None
+    inference: Measurement | None
+    training: Measurement | None
+
+
 RESULT_KEYS = {"settings", "peaks", "rows", "log", "provenance"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all measurements of a run have in common; `device` is "cpu" or "cuda", sizes are in pictures and pixels."""
+    """Settings that all measurements of a run share; `device` is "cpu" or "cuda", sizes are in images and pixels."""
 
     device: str
     dtype: str
@@ -78,7 +124,7 @@ def run_benchmark(
     """Measure KAConv models, their plain twins and their peers, inference and training step.
 
     A training step is forward pass, cross entropy, backward pass and a step of SGD with momentum, on one batch of
-    random pictures. bfloat16 means autocast over float32 weights.
+    random images. bfloat16 means autocast over float32 weights.
 
     Args:
         models: names of `kaconv.list_models("ka_*")`.
@@ -90,17 +136,7 @@ def run_benchmark(
 
     Returns:
         A JSON-able dict: settings; peaks (flops and bandwidth of this machine, per second); log (lines that kaconv
-        logged); provenance; and rows. A row has model and plain (names), variant, name (of what was built),
-        batch_size, image_size, params, macs (for one picture), error (why something is missing, or None), and, for
-        inference and training, None or
-
-        - ms: for each round, the time of a step; median_ms
-        - ratios: for each round, to the plain model (None without one), of "fused-compiled" to "plain-compiled"; ratio:
-          their median; ratio_quartiles
-        - compile_seconds: of a compiled variant's first step, which compiles it; None for the others
-        - steps: taken in a row in each round
-        - peak_bytes: see `peak_bytes`
-        - floor_ms: see `kaconv.bench.roofline`; None for peers.
+        logged); provenance; and rows, each a `BenchmarkRow`.
 
     Raises:
         ValueError: for an unknown model, variant, device or dtype, or a number out of range.
@@ -261,6 +297,10 @@ class _Subject:
     def _create(self) -> nn.Module:
         return create_peer(self.variant, self.plain, CLASSES) if self.variant in PEERS else create_model(self.name)
 
+    def _built(self) -> nn.Module:
+        assert self.module is not None  # `build` came first
+        return self.module
+
     def prepare(self, mode: str) -> None:
         """Warm up, measure memory, and choose how many steps make a round."""
         with self._mode(mode):
@@ -333,7 +373,7 @@ def _base_of(subject: _Subject, subjects: Sequence[_Subject]) -> _Subject:
     return next(each for each in subjects if each.variant == base)
 
 
-def _row(subject: _Subject, plain: _Subject, peaks: Peaks) -> dict[str, Any]:
+def _row(subject: _Subject, plain: _Subject, peaks: Peaks) -> BenchmarkRow:
     settings, cost = subject.settings, subject.cost
     floors = floor_seconds(subject.layers, peaks) if subject.layers else dict.fromkeys(MODES)
     return {
@@ -343,14 +383,15 @@ def _row(subject: _Subject, plain: _Subject, peaks: Peaks) -> dict[str, Any]:
         "name": subject.name,
         "batch_size": settings.batch_size,
         "image_size": settings.image_size,
-        "params": cost and cost.params,
-        "macs": cost and cost.macs,
+        "params": cost.params if cost else None,
+        "macs": cost.macs if cost else None,
         "error": "; ".join(f"{why} ({what})" for what, why in subject.errors.items()) or None,
-        **{mode: _measurement(subject, plain, mode, floors[mode]) for mode in MODES},
+        "inference": _measurement(subject, plain, "inference", floors["inference"]),
+        "training": _measurement(subject, plain, "training", floors["training"]),
     }
 
 
-def _measurement(subject: _Subject, plain: _Subject, mode: str, floor: float | None) -> dict[str, Any] | None:
+def _measurement(subject: _Subject, plain: _Subject, mode: str, floor: float | None) -> Measurement | None:
     if not subject.measures(mode):
         return None
     times = subject.times[mode]
@@ -359,12 +400,12 @@ def _measurement(subject: _Subject, plain: _Subject, mode: str, floor: float | N
         "ms": [1000 * seconds for seconds in times],
         "median_ms": 1000 * float(np.median(times)),
         "ratios": ratios,
-        "ratio": ratios and float(np.median(ratios)),
-        "ratio_quartiles": ratios and np.percentile(ratios, (25, 75)).tolist(),
+        "ratio": float(np.median(ratios)) if ratios else None,
+        "ratio_quartiles": np.percentile(ratios, (25, 75)).tolist() if ratios else None,
         "compile_seconds": subject.compile_seconds.get(mode),
         "steps": subject.steps[mode],
         "peak_bytes": subject.peaks[mode],
-        "floor_ms": floor and 1000 * floor,
+        "floor_ms": None if floor is None else 1000 * floor,
     }
 
 
@@ -442,7 +483,7 @@ def format_benchmark(result: dict[str, Any]) -> str:
 
 
 def describe_machine(result: dict[str, Any]) -> str:
-    """What a result was measured on, and in which dtype, in a line."""
+    """The machine and the dtype of a measured result, in a line."""
     settings, origin = result["settings"], result["provenance"]
     machine = origin["machine"]
     where = machine["gpu"] if settings["device"] == "cuda" else f"{machine['cpu']}, torch threads: {machine['threads']}"

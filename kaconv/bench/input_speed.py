@@ -1,4 +1,4 @@
-"""How quickly pictures are loaded, beside how quickly a model takes them: `kaconv bench --input`.
+"""Speed of loading images, beside the speed at which a model takes them: `kaconv bench --input`.
 
 Files are read once before anything is timed, so they come from the system's cache: a slow disk is not seen.
 """
@@ -38,7 +38,7 @@ def run_input_benchmark(
 ) -> dict[str, Any]:
     """Measure loading by stage and number of workers, then the models on this machine, one after the other.
 
-    Stages: "reading and decoding"; "evaluation" and "training", which do that and prepare or augment the pictures;
+    Stages: "reading and decoding"; "evaluation" and "training", which do that and prepare or augment the images;
     "training (all Pillow)", which leaves nothing of it to torch. For data kept in memory "evaluation" and "training".
 
     Args:
@@ -59,7 +59,7 @@ def run_input_benchmark(
           estimate, by what a worker gives).
 
     Raises:
-        ValueError: for a bad number, an unknown model, data or option, or a picture that cannot be read.
+        ValueError: for a bad number, an unknown model, data or option, or an image that cannot be read.
     """
     workers = default_workers() if workers is None else list(dict.fromkeys(workers))
     for name, value, least in (
@@ -90,7 +90,7 @@ def run_input_benchmark(
             rows += _rows(stages, number, rounds, bar)
     result["input"] = {
         "data": data,
-        "pictures": len(stages["training"]),
+        "pictures": len(cast(Sized, stages["training"])),
         "image_size": bundle.preprocessing.image_size,
         "cores": os.cpu_count(),
         "rows": rows,
@@ -154,7 +154,7 @@ def _rows(stages: dict[str, Subset], workers: int, rounds: int, bar: tqdm) -> li
             "stage": name,
             "workers": workers,
             "seconds": seconds[name],
-            "images_per_second": len(dataset) / statistics.median(seconds[name]),
+            "images_per_second": len(cast(Sized, dataset)) / statistics.median(seconds[name]),
         }
         for name, dataset in stages.items()
     ]
@@ -192,7 +192,7 @@ def _needs(result: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str,
 
 
 def format_input_benchmark(result: dict[str, Any]) -> str:
-    """A result as text: pictures per second by stage and number of workers, then what each model needs."""
+    """A result as text: images per second by stage and number of workers, then what each model needs."""
     measured = result["input"]
     workers = list(dict.fromkeys(row["workers"] for row in measured["rows"]))
     speeds = {(row["stage"], row["workers"]): row["images_per_second"] for row in measured["rows"]}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from kaconv.models import create_model
+from kaconv.utils.extras import missing_package
 
 PEERS = ("SE", "SK", "CondConv")
 EXPERTS = 4
@@ -25,7 +26,7 @@ _TIMM_MODELS = {
 
 
 def peer_name(peer: str, plain: str) -> str | None:
-    """What the `peer` form of a plain model is called in a table; None where there is no such form."""
+    """The name of the `peer` form of a plain model in a table; None where there is no such form."""
     if peer == "CondConv":
         return f"{plain}, CondConv with {EXPERTS} experts"
     if peer == "SE" and plain.startswith("mobilenetv2"):
@@ -43,7 +44,7 @@ def create_peer(peer: str, plain: str, num_classes: int = 1000) -> nn.Module:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("timm is not installed; pip install 'kaconv[bench]'") from error
+        raise ModuleNotFoundError(missing_package(error), name=error.name) from None
     if name := _TIMM_MODELS.get(plain, {}).get(peer):
         return timm.create_model(name, pretrained=False, num_classes=num_classes)
     model = create_model(plain, num_classes)

@@ -34,7 +34,7 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a machine reaches at best.
+    """The best that a machine reaches.
 
     Args:
         flops: operations of a matrix product per second; a multiply-add is two.
@@ -47,7 +47,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What a layer cannot avoid in a forward pass: multiply-adds, and bytes of its input, weights and output."""
+    """Unavoidable costs of a layer in a forward pass: multiply-adds, and bytes of its input, weights and output."""
 
     name: str
     macs: int

@@ -111,7 +111,7 @@ def read_image(file: Path | BinaryIO, name: str, *, longest: int | None = None) 
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it also writes the EXIF data anew, and fails where a tag has an odd value.
+    # Not ImageOps.exif_transpose: it also rewrites the EXIF data, and fails where a tag has an odd value.
     with contextlib.suppress(Exception):  # a picture with damaged EXIF data is as good as one without
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         if orientation in _UPRIGHT:

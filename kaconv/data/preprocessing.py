@@ -1,4 +1,4 @@
-"""How pictures become a model's input."""
+"""Preprocessing: from images to a model's input."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from kaconv.utils.text import short_repr
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become a model's input, in training and in evaluation.
+    """Preparation of images for a model, in training and in evaluation.
 
     Evaluation resizes the shorter side to `resize` and cuts out the middle `image_size` square (with black borders
     where `resize` is smaller). Training takes a random crop: of random area and aspect ratio as for ImageNet where

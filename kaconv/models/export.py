@@ -9,6 +9,7 @@ from torch.export import Dim, ExportedProgram
 
 from kaconv.models.checkpoints import METADATA_KEY, Checkpoint
 from kaconv.ops import use_backend
+from kaconv.utils.extras import missing_package
 from kaconv.utils.files import replacing
 
 FORMATS = ("onnx", "pt2")
@@ -54,7 +55,7 @@ def _write_onnx(checkpoint: Checkpoint, path: str | Path, metadata: str) -> None
         import onnx  # noqa: F401 (onnxscript needs it)
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is not installed; pip install 'kaconv[export]'") from None
+        raise ModuleNotFoundError(missing_package(error), name=error.name) from None
     exported = torch.onnx.export(
         _program(checkpoint),
         input_names=["images"],

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from tqdm.auto import tqdm
@@ -18,16 +18,39 @@ RESULTS_DIR = Path("reports/results")
 _RULES: dict[str, Rule] = {"top1_error": PERCENT, "top5_error": PERCENT, "n": whole(1), "image_size": whole(1)}
 
 
-def table_row(published: PublishedRow, measured: dict[str, Any] | None = None) -> dict[str, Any]:
+class Published(TypedDict):
+    """Published figures of a model: costs as printed, errors in percent."""
+
+    params: str
+    flops: str
+    top1_error: float
+    top5_error: float
+
+
+class TableRow(TypedDict):
+    """A row of the table.
+
+    - name (the paper's), model (kaconv's)
+    - params, paper_flops, macs: exact, for one 224×224 image
+    - agrees: of params and flops, whether they equal the published figures at the printed precision
+    - measured: errors, of `read_results`, where there are some
+    """
+
+    name: str
+    model: str
+    params: int
+    paper_flops: int
+    macs: int
+    published: Published
+    agrees: dict[str, bool]
+    measured: dict[str, Any] | None
+
+
+def table_row(published: PublishedRow, measured: dict[str, Any] | None = None) -> TableRow:
     """One row as plain data, ready for JSON.
 
     Args:
         measured: a result of `read_results` for this model, or None.
-
-    Returns:
-        name, model; params, paper_flops and macs (exact integers, for one 224×224 picture); published, as printed;
-        agrees, whether params and paper_flops equal the published figures at the printed precision; measured, or
-        None.
     """
     with torch.device("meta"):
         cost = complexity(create_model(published.model))
@@ -51,7 +74,7 @@ def table_row(published: PublishedRow, measured: dict[str, Any] | None = None) -
     }
 
 
-def table_rows(results_dir: Path = RESULTS_DIR, progress: bool = False) -> list[dict[str, Any]]:
+def table_rows(results_dir: Path = RESULTS_DIR, progress: bool = False) -> list[TableRow]:
     """All 15 rows (see `table_row`), with the measured errors that `results_dir` holds.
 
     Raises:
@@ -101,12 +124,12 @@ def _measured(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def all_agree(rows: Iterable[dict[str, Any]]) -> bool:
-    """Whether every row agrees with the paper in parameters and FLOPs."""
+def all_agree(rows: Iterable[TableRow]) -> bool:
+    """True if every row agrees with the paper in parameters and FLOPs."""
     return all(all(row["agrees"].values()) for row in rows)
 
 
-def format_table(rows: list[dict[str, Any]]) -> str:
+def format_table(rows: list[TableRow]) -> str:
     """The rows as text, with a legend and the number of figures that agree."""
     header = ["", "params", "published", "", "FLOPs (paper)", "published", "", "multiply-adds"]
     header += ["top-1 / top-5 error %", "measured"]

@@ -1,4 +1,4 @@
-"""Which pictures a training step sees, and how they are augmented: a function of seed, epoch and step alone.
+"""The images of each training step and their augmentation: a function of seed, epoch and step alone.
 
 Neither the number of processes nor that of loading workers nor an interruption changes it.
 """

@@ -1,12 +1,13 @@
-"""What a training is made of, checked before anything is written.
+"""The config of a training, checked before anything is written.
 
 What needs torch is imported where it is used: the command line's help comes from here.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from kaconv.utils.checks import (
     EVALUATION_RULES,
@@ -33,16 +34,29 @@ STEP_FACTOR = 0.1
 EXPONENTIAL_FACTOR = 0.92  # of each epoch, as the paper trains MobileNetV2
 TEMPERATURE_START = 30.0  # of the attention's softmax in the first step of a warm-up, as ODConv is trained
 _PLAIN = (str, int, float, Path, type(None))  # what a field may be
-# Fields that say where things lie and how the work is done, not what is trained.
-WHERE_ONLY = ("out", "data_root", "workers", "prefetch", "accumulation", "save_minutes", "max_broken", "keep_epochs")
+# Learning rate as a share of its peak, by how many epochs (after the warm-up) have passed, and of how many.
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "cosine": lambda passed, epochs: (1 + math.cos(math.pi * passed / epochs)) / 2,
+    "step": lambda passed, epochs: STEP_FACTOR ** sum(passed / epochs >= milestone for milestone in STEP_MILESTONES),
+    "exponential": lambda passed, epochs: EXPONENTIAL_FACTOR**passed,
+}
+_AT_LEAST_ZERO: Rule = ("a number >= 0", is_number(lambda value: 0 <= value < math.inf))
+_BELOW_ONE: Rule = ("a number in [0, 1)", is_number(lambda value: 0 <= value < 1))
 
 
-def _option(default: object, help: str) -> object:
-    return field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, rule: Rule | None = None, *, where_only: bool = False) -> Any:
+    """A field of the config.
+
+    Args:
+        help: for the command line.
+        rule: what `validate` allows; None where more than the value has to be looked at.
+        where_only: whether it says where things lie or how the work is done, not what is trained.
+    """
+    return field(default=default, metadata={"help": help, "rule": rule, "where_only": where_only})
 
 
-def _required(help: str) -> object:
-    return field(metadata={"help": help})
+def _required(help: str, rule: Rule | None = None, *, where_only: bool = False) -> Any:
+    return field(metadata={"help": help, "rule": rule, "where_only": where_only})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,54 +65,113 @@ class TrainConfig:
 
     model: str = _required("a name from `kaconv list`, such as ka_resnet29_cifar_l")
     data: str = _option("digits", "digits, fashion_mnist, cifar10, imagenette, imagenet:PATH, folder:PATH or fake")
-    out: str = _required("the run's folder: new, empty, or that of the same run")
-    epochs: int = _option(10, "passes over the training pictures")
-    batch_size: int = _option(32, "pictures per step, over all processes together")
-    accumulation: int = _option(1, "parts in which each process takes its share of a step, to save memory")
-    lr: float = _option(0.05, "peak learning rate of SGD")
-    lr_batch_size: int | None = _option(None, "the batch size that lr is meant for: it is scaled to batch_size")
-    momentum: float = _option(0.9, "momentum of SGD")
-    nesterov: bool = _option(True, "Nesterov's momentum, or the plain one")
-    weight_decay: float = _option(5e-4, "weight decay, on all parameters")
+    out: str = _required(
+        "the run's folder: new, empty, or that of the same run",
+        ("a folder's path", lambda value: isinstance(value, str | Path) and str(value) != ""),
+        where_only=True,
+    )
+    epochs: int = _option(10, "passes over the training pictures", whole(1))
+    # Batch norm cannot train on one picture.
+    batch_size: int = _option(32, "pictures per step, over all processes together", whole(2, MOST_PICTURES))
+    accumulation: int = _option(
+        1,
+        "parts in which each process takes its share of a step, to save memory",
+        whole(1, MOST_PICTURES),
+        where_only=True,
+    )
+    lr: float = _option(
+        0.05, "peak learning rate of SGD", ("a number > 0", is_number(lambda value: 0 < value < math.inf))
+    )
+    lr_batch_size: int | None = _option(
+        None, "the batch size that lr is meant for: it is scaled to batch_size", or_none(whole(1, MOST_PICTURES))
+    )
+    momentum: float = _option(0.9, "momentum of SGD", _BELOW_ONE)
+    nesterov: bool = _option(True, "Nesterov's momentum, or the plain one", TRUE_OR_FALSE)
+    weight_decay: float = _option(5e-4, "weight decay, on all parameters", _AT_LEAST_ZERO)
     schedule: str = _option(
         "cosine",
         "cosine, to zero; step, a tenth after 30, 60 and 90 percent of the epochs; exponential, 0.92 of it each epoch",
+        is_one_of(*SCHEDULES),
     )
-    warmup_epochs: int = _option(0, "epochs over which the learning rate first rises")
+    warmup_epochs: int = _option(0, "epochs over which the learning rate first rises", whole(0))
     attention_warmup: str = _option(
         "blend",
         "how attention warms up in training (tests and checkpoints have it as it is): blend, from 1/K for each kernel "
         "position to what is learnt; temperature, its softmax cools from 30 to 1",
+        is_one_of("blend", "temperature"),
     )
     attention_warmup_epochs: int = _option(
-        0, "epochs over which it does, 0: none, as in the paper; a model without KAConv ignores it"
+        0, "epochs over which it does, 0: none, as in the paper; a model without KAConv ignores it", whole(0)
     )
-    label_smoothing: float = _option(0.0, "probability to spread evenly over the wrong classes")
-    ema_decay: float = _option(0.0, "test and keep a moving average of the weights with this decay a step; 0: none")
-    sync_batch_norm: bool = _option(False, "take the statistics of batch norm over all processes, not over each")
+    label_smoothing: float = _option(
+        0.0,
+        "probability to spread evenly over the wrong classes",
+        ("a number in [0, 0.5)", is_number(lambda value: 0 <= value < 0.5)),
+    )
+    ema_decay: float = _option(
+        0.0, "test and keep a moving average of the weights with this decay a step; 0: none", _BELOW_ONE
+    )
+    sync_batch_norm: bool = _option(
+        False, "take the statistics of batch norm over all processes, not over each", TRUE_OR_FALSE
+    )
     fresh_statistics: bool = _option(
-        False, "at the end, also test with batch norm's statistics recomputed from training pictures not augmented"
+        False,
+        "at the end, also test with batch norm's statistics recomputed from training pictures not augmented",
+        TRUE_OR_FALSE,
     )
-    seed: int = _option(0, "seed of the initial weights, the order of the pictures and the augmentation")
+    seed: int = _option(
+        0, "seed of the initial weights, the order of the pictures and the augmentation", whole(0, MOST_SEED)
+    )
     weights: str | None = _option(
-        None, "what to start from: a checkpoint's path, or a name that create_model takes, such as torchvision"
+        None,
+        "what to start from: a checkpoint's path, or a name that create_model takes, such as torchvision",
+        ("a path, a name or None", lambda value: value is None or isinstance(value, str | Path)),
     )
     freeze: str | None = _option(
-        None, "shell patterns of parameters that stay as they are, with commas between: 'conv1.*,layer1.*'"
+        None,
+        "shell patterns of parameters that stay as they are, with commas between: 'conv1.*,layer1.*'",
+        or_none(TEXT),
     )
     val_fraction: float = _option(
         VAL_FRACTION,
         "share of each class to test on, for folder: data without val/ or test/; the file names decide which",
+        SPLIT_RULE,
     )
-    data_root: str = _option("data/cache", "where downloaded data sets lie or go")
-    image_size: int | None = _option(None, "side of the model's input in pixels, if not the data's usual one")
-    workers: int = _option(0, "processes that load pictures; a few are worth it for data read from folders")
-    prefetch: int = _option(2, "batches that each of these workers loads ahead")
-    max_broken: int = _option(10, "unreadable pictures to pass over before giving up, in an epoch and in a test")
-    mixed_precision: str = _option("no", "no, bf16 or fp16")
-    channels_last: bool = _option(False, "keep maps with the channels last: quicker on most GPUs")
-    keep_epochs: bool = _option(False, "keep the weights of every epoch, and those before the first")
-    save_minutes: float = _option(10.0, "how often to save what is needed to go on after a crash; 0: after every step")
+    data_root: str = _option(
+        "data/cache",
+        "where downloaded data sets lie or go",
+        ("a folder's path", lambda value: isinstance(value, str | Path)),
+        where_only=True,
+    )
+    image_size: int | None = _option(
+        None, "side of the model's input in pixels, if not the data's usual one", or_none(whole(1, MOST_PIXELS))
+    )
+    workers: int = _option(
+        0,
+        "processes that load pictures; a few are worth it for data read from folders",
+        EVALUATION_RULES["workers"],
+        where_only=True,
+    )
+    prefetch: int = _option(
+        2, "batches that each of these workers loads ahead", whole(1, MOST_WORKERS), where_only=True
+    )
+    max_broken: int = _option(
+        10,
+        "unreadable pictures to pass over before giving up, in an epoch and in a test",
+        EVALUATION_RULES["max_broken"],
+        where_only=True,
+    )
+    mixed_precision: str = _option("no", "no, bf16 or fp16", is_one_of("no", "bf16", "fp16"))
+    channels_last: bool = _option(False, "keep maps with the channels last: quicker on most GPUs", TRUE_OR_FALSE)
+    keep_epochs: bool = _option(
+        False, "keep the weights of every epoch, and those before the first", TRUE_OR_FALSE, where_only=True
+    )
+    save_minutes: float = _option(
+        10.0,
+        "how often to save what is needed to go on after a crash; 0: after every step",
+        _AT_LEAST_ZERO,
+        where_only=True,
+    )
 
     def validate(self) -> None:
         """ValueError for the first field with a bad value, with what it may be."""
@@ -109,7 +182,8 @@ class TrainConfig:
         from kaconv.models.registry import check_name
         from kaconv.training.fine_tuning import matching_parameters
 
-        check_values(vars(self), _RULES)
+        rules: dict[str, Rule] = {item.name: rule for item in fields(self) if (rule := item.metadata["rule"])}
+        check_values(vars(self), rules)
         for name in ("warmup_epochs", "attention_warmup_epochs"):
             if getattr(self, name) >= self.epochs:
                 raise ValueError(f"{name} must be less than epochs ({self.epochs}), got {getattr(self, name)}")
@@ -120,13 +194,13 @@ class TrainConfig:
                 matching_parameters(create_model(self.model), self.freeze)
 
     def lr_factor(self, epoch: int) -> float:
-        """What the learning rate is multiplied by in an epoch, counted from 0."""
+        """The factor of the learning rate in an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
             return WARMUP_START + (1 - WARMUP_START) * epoch / self.warmup_epochs
         return SCHEDULES[self.schedule](epoch - self.warmup_epochs, self.epochs - self.warmup_epochs)
 
     def attention_warmup_value(self, epochs: float) -> tuple[str, float]:
-        """What the attention's warm-up sets after so many epochs, a fraction in the middle of one: its name and value.
+        """The setting of the attention's warm-up after so many epochs, a fraction within one: its name and value.
 
         After the warm-up it is exactly what leaves the attention as it is.
         """
@@ -147,7 +221,8 @@ class TrainConfig:
 
     def identity(self) -> dict:
         """The fields that decide what is trained: two runs with equal ones are the same run."""
-        return {name: value for name, value in self.to_dict().items() if name not in WHERE_ONLY}
+        values = self.to_dict()
+        return {item.name: values[item.name] for item in fields(self) if not item.metadata["where_only"]}
 
     def to_arguments(self) -> list[str]:
         """The options of `kaconv train` that give this config."""
@@ -169,52 +244,11 @@ class TrainConfig:
         unknown = sorted(values.keys() - {item.name for item in fields(cls)})
         if unknown:
             raise ValueError(f"unknown config fields: {', '.join(unknown)}")
-        missing = sorted({"model", "out"} - values.keys())
+        required = {item.name for item in fields(cls) if item.default is MISSING}
+        missing = sorted(required - values.keys())
         if missing:
             raise ValueError(f"config fields missing: {', '.join(missing)}")
         nested = next((name for name, value in values.items() if not isinstance(value, _PLAIN)), None)
         if nested is not None:
             raise ValueError(f"{nested} must be a single value, got {short_repr(values[nested])}")
         return cls(**values)
-
-
-# Learning rate as a share of its peak, by how many epochs (after the warm-up) have passed, and of how many.
-SCHEDULES: dict[str, Callable[[int, int], float]] = {
-    "cosine": lambda passed, epochs: (1 + math.cos(math.pi * passed / epochs)) / 2,
-    "step": lambda passed, epochs: STEP_FACTOR ** sum(passed / epochs >= milestone for milestone in STEP_MILESTONES),
-    "exponential": lambda passed, epochs: EXPONENTIAL_FACTOR**passed,
-}
-
-
-_RULES: dict[str, Rule] = {
-    "out": ("a folder's path", lambda value: isinstance(value, str | Path) and str(value) != ""),
-    "epochs": whole(1),
-    "batch_size": whole(2, MOST_PICTURES),  # batch norm cannot train on one picture
-    "accumulation": whole(1, MOST_PICTURES),
-    "lr_batch_size": or_none(whole(1, MOST_PICTURES)),
-    "nesterov": TRUE_OR_FALSE,
-    "ema_decay": ("a number in [0, 1)", is_number(lambda value: 0 <= value < 1)),
-    "sync_batch_norm": TRUE_OR_FALSE,
-    "prefetch": whole(1, MOST_WORKERS),
-    "max_broken": EVALUATION_RULES["max_broken"],
-    "channels_last": TRUE_OR_FALSE,
-    "keep_epochs": TRUE_OR_FALSE,
-    "save_minutes": ("a number >= 0", is_number(lambda value: 0 <= value < math.inf)),
-    "lr": ("a number > 0", is_number(lambda value: 0 < value < math.inf)),
-    "momentum": ("a number in [0, 1)", is_number(lambda value: 0 <= value < 1)),
-    "weight_decay": ("a number >= 0", is_number(lambda value: 0 <= value < math.inf)),
-    "schedule": is_one_of(*SCHEDULES),
-    "warmup_epochs": whole(0),
-    "label_smoothing": ("a number in [0, 0.5)", is_number(lambda value: 0 <= value < 0.5)),
-    "seed": whole(0, MOST_SEED),
-    "attention_warmup": is_one_of("blend", "temperature"),
-    "attention_warmup_epochs": whole(0),
-    "fresh_statistics": TRUE_OR_FALSE,
-    "weights": ("a path, a name or None", lambda value: value is None or isinstance(value, str | Path)),
-    "freeze": or_none(TEXT),
-    "val_fraction": SPLIT_RULE,
-    "data_root": ("a folder's path", lambda value: isinstance(value, str | Path)),
-    "image_size": or_none(whole(1, MOST_PIXELS)),
-    "workers": EVALUATION_RULES["workers"],
-    "mixed_precision": is_one_of("no", "bf16", "fp16"),
-}

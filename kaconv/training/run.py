@@ -57,7 +57,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the training has come to its end, and its weights are there; summary.json is written last."""
+        """True once the training has ended and its weights are there; summary.json is written last."""
         return bool(self.summary) and all(self.checkpoint_path(which).is_file() for which in CHECKPOINTS)
 
     @classmethod
@@ -77,6 +77,16 @@ class Run:
             _read(config, _parse_config),
             _read(metrics, _parse_history) if metrics.is_file() else [],
             _read(summary, _parse_summary) if summary.is_file() else {},
+        )
+
+    def describe_epoch(self, index: int) -> str:
+        """A line for the terminal about an epoch of the history, counted from 0."""
+        epoch = self.history[index]
+        return (
+            f"{self.config.model} epoch {epoch['epoch']}/{self.config.epochs}: "
+            f"train loss {epoch['train_loss']:.3f} error {epoch['train_error']:.2f} %, "
+            f"test loss {epoch['test_loss']:.3f} error {epoch['test_error']:.2f} %, "
+            f"{epoch['seconds']:.1f} s, {epoch['images_per_second']:.0f} img/s"
         )
 
     def load_checkpoint(self, which: str = "best") -> Checkpoint:
@@ -142,6 +152,21 @@ def holding(folder: Path) -> Iterator[bool]:
             with suppress(OSError):  # Windows keeps a file that is open
                 (folder / LOCK).unlink()
             lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """True while a training is at work in a run's folder: its lock says so."""
+    if not (folder / LOCK).is_file():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    except OSError:  # the folder may not be written to, so nobody here trains in it
+        return False
+    lock.release()
+    return False
 
 
 def leftovers(run: Run) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a training needs to go on where it was: files state-EPOCH-STEP.pt in its folder, the newest two of them.
+"""The state from which a training goes on: files state-EPOCH-STEP.pt in its folder, the newest two of them.
 
 Such a file is what `torch.save` writes, and the SHA-256 of that: zip's own checksums leave a part of it unprotected.
 """
@@ -58,7 +58,9 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def take_up_newest_state(folder: Path, take_up: Callable[[dict[str, Any]], _Taken]) -> _Taken | None:
-    """What `take_up` makes of the newest good state; None where there is none. A bad one is named in the log.
+    """Take up the newest good state and return what `take_up` gives; None where there is none.
+
+    A bad one is named in the log.
 
     Args:
         take_up: may raise any exception for a state that does not fit; the one before is taken up in its place.

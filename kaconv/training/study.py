@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
-from typing import cast
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from kaconv.data.datasets import load_data
 from kaconv.models import create_model
 from kaconv.models.complexity import complexity
-from kaconv.training.config import WHERE_ONLY, TrainConfig
+from kaconv.training.config import TrainConfig
 from kaconv.training.processes import launch
 from kaconv.training.run import Run, find_finished_run
 from kaconv.training.trainer import fit
@@ -27,11 +27,9 @@ def study_config(model: str, seed: int, *, data: str = "digits", runs: str | Pat
         options: further fields of `TrainConfig`.
     """
     # Another recipe is another folder: a study with other settings neither clashes with this one nor replaces it.
-    usual = {field.name: field.default for field in fields(TrainConfig)}
+    decisive = {item.name: item.default for item in fields(TrainConfig) if not item.metadata["where_only"]}
     recipe = "".join(
-        f"_{name}-{value}"
-        for name, value in sorted(options.items())
-        if name not in WHERE_ONLY and value != usual.get(name, value)
+        f"_{name}-{value}" for name, value in sorted(options.items()) if value != decisive.get(name, value)
     )
     folder = f"{re.sub(r'[^A-Za-z0-9]+', '-', data).strip('-')}_{model}{recipe}_seed{seed}"
     return TrainConfig(model=model, data=data, seed=seed, out=str(Path(runs) / folder), **options)
@@ -67,10 +65,29 @@ def train_study(
     for config in configs:  # a bad one should not come to light after an hour
         config.validate()
     for config in configs:
-        if processes == 1 or find_finished_run(config):
-            yield fit(config, progress=progress, on_epoch=on_epoch)
-        else:
-            yield launch(config, processes, on_epoch=on_epoch)
+        yield train(config, processes, progress=progress, on_epoch=on_epoch)
+
+
+def train(
+    config: TrainConfig,
+    processes: int = 1,
+    *,
+    progress: bool = True,
+    on_epoch: Callable[[Run], None] | None = None,
+) -> Run:
+    """One training of a study, in this process or in several; a finished run of the same config is taken as it is.
+
+    Args:
+        processes: see `launch`; with one, `fit` trains here.
+        progress: whether to show the progress, where it trains here.
+        on_epoch: see `fit`.
+
+    Raises:
+        ValueError: and other errors, as `fit` and `launch` do.
+    """
+    if processes == 1 or find_finished_run(config):
+        return fit(config, progress=progress, on_epoch=on_epoch)
+    return launch(config, processes, on_epoch=on_epoch)
 
 
 def learning_curves(runs: Sequence[Run]) -> list[dict]:
@@ -78,8 +95,8 @@ def learning_curves(runs: Sequence[Run]) -> list[dict]:
     return [{"model": run.config.model, "seed": run.config.seed} | epoch for run in runs for epoch in run.history]
 
 
-def summarise(runs: Sequence[Run]) -> list[dict]:
-    """What the runs of a study, all of the same data, amount to: a dict per model, in the order of the runs.
+class StudyRow(TypedDict):
+    """A model's trainings in a study.
 
     - model, seeds
     - test_errors: percent, one per seed, of the last epoch (the best epoch would be chosen by the test pictures)
@@ -90,10 +107,43 @@ def summarise(runs: Sequence[Run]) -> list[dict]:
     - params, paper_flops, macs: see `kaconv.models.complexity.Complexity`, at the data's input size
     - train_seconds: for one epoch without its test, median over epochs and seeds
     """
+
+    model: str
+    seeds: list[int]
+    test_errors: list[float]
+    test_error: float
+    seed_interval: tuple[float, float] | None
+    picture_interval: tuple[float, float]
+    test_pictures: int
+    params: int
+    paper_flops: int
+    macs: int
+    train_seconds: float
+
+
+class ComparisonRow(TypedDict):
+    """A model of a study against another one.
+
+    - difference: its mean test error minus the other's, in percentage points: negative is better
+    - difference_interval: 95 %, over seeds, by Welch's t; None for a single seed
+    - the ratios of its costs to the other's
+    """
+
+    model: str
+    difference: float
+    difference_interval: tuple[float, float] | None
+    params_ratio: float
+    paper_flops_ratio: float
+    macs_ratio: float
+    train_seconds_ratio: float
+
+
+def summarise(runs: Sequence[Run]) -> list[StudyRow]:
+    """Summarise the runs of a study, all of the same data: a row per model, in the order of the runs."""
     first = runs[0].config
     data = load_data(first.data, first.data_root, first.image_size, val_fraction=first.val_fraction)
     size, pictures = data.preprocessing.image_size, len(cast(Sized, data.test))
-    rows = []
+    rows: list[StudyRow] = []
     for model in dict.fromkeys(run.config.model for run in runs):
         own = [run for run in runs if run.config.model == model]
         errors = [run.summary["last"]["test_error"] for run in own]
@@ -119,12 +169,8 @@ def summarise(runs: Sequence[Run]) -> list[dict]:
     return rows
 
 
-def compare(rows: Sequence[dict], baseline: str) -> list[dict]:
-    """What each model but `baseline` costs and gains against it: a dict per model, from the dicts of `summarise`.
-
-    model; difference (its mean test error minus the baseline's, in percentage points: negative is better) and its
-    difference_interval (95 %, over seeds, by Welch's t; None for a single seed); the ratios params_ratio,
-    paper_flops_ratio, macs_ratio and train_seconds_ratio.
+def compare(rows: Sequence[StudyRow], baseline: str) -> list[ComparisonRow]:
+    """Compare each model with `baseline` in costs and error: a row per other model, from those of `summarise`.
 
     Raises:
         ValueError: if `baseline` is not among the models.
@@ -137,7 +183,10 @@ def compare(rows: Sequence[dict], baseline: str) -> list[dict]:
             "model": row["model"],
             "difference": row["test_error"] - plain["test_error"],
             "difference_interval": welch_interval(row["test_errors"], plain["test_errors"]),
-            **{f"{cost}_ratio": row[cost] / plain[cost] for cost in ("params", "paper_flops", "macs", "train_seconds")},
+            "params_ratio": row["params"] / plain["params"],
+            "paper_flops_ratio": row["paper_flops"] / plain["paper_flops"],
+            "macs_ratio": row["macs"] / plain["macs"],
+            "train_seconds_ratio": row["train_seconds"] / plain["train_seconds"],
         }
         for row in rows
         if row is not plain

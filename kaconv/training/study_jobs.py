@@ -14,10 +14,10 @@ import torch
 
 from kaconv.data.datasets import load_data
 from kaconv.training.config import TrainConfig
-from kaconv.training.processes import launch
 from kaconv.training.run import find_finished_run
+from kaconv.training.study import train
 from kaconv.training.study_spec import Training
-from kaconv.training.trainer import fit
+from kaconv.utils.extras import missing_package
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -53,7 +53,7 @@ def run_here(trainings: Sequence[Training], threads: int | None = None) -> Itera
         torch.set_num_threads(threads)
     for training in trainings:
         print(f"{training}: {training.config.out}", flush=True)
-        yield training, _failure(training.config, torch.cuda.device_count())
+        yield training, _failure(training.config, max(1, torch.cuda.device_count()))
 
 
 def run_locally(
@@ -146,8 +146,8 @@ def import_submitit() -> Any:
     """The package; ModuleNotFoundError says which extra brings it."""
     try:
         import submitit
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("--jobs and --slurm need submitit: pip install 'kaconv[cluster]'") from None
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(missing_package(error), name=error.name) from None
     return submitit
 
 
@@ -182,10 +182,7 @@ def _call(task: Task) -> str | None:
 
 def _failure(config: TrainConfig, processes: int) -> str | None:
     try:
-        if processes > 1:
-            launch(config, processes)
-        else:
-            fit(config, progress=False)
+        train(config, processes, progress=False)
     except FAILURES as error:
         return str(error) or type(error).__name__
     return None

@@ -1,7 +1,6 @@
-"""How far a study has come, its results with their provenance, and what they say over the seeds."""
+"""Progress of a study, its results with their provenance, and their summary over the seeds."""
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, stdev
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from kaconv.training.run import Run
+from kaconv.training.run import Run, is_held
 from kaconv.training.study_spec import PLAIN_VARIANT, StudySpec, Training
 from kaconv.utils.checks import PERCENT, TEXT, check_values, whole
 from kaconv.utils.intervals import CONFIDENCE, t_interval
@@ -21,7 +20,6 @@ POWER = 0.8  # the chance with which a detectable difference is detected
 _QUANTILES = 2000
 RESULT_KEYS = {"study", "runs", "summary", "differences", "provenance"}
 DONE, RUNNING, INTERRUPTED, NOT_BEGUN, NOT_RUN = "done", "running", "interrupted", "not begun", "not run"
-_ALIVE_SECONDS = 120.0  # a run that has written nothing for this long beyond what it needs is taken to have stopped
 
 
 # How far it has come ------------------------------------------------------------------------------------------------
@@ -30,7 +28,7 @@ _ALIVE_SECONDS = 120.0  # a run that has written nothing for this long beyond wh
 def study_status(trainings: Sequence[Training]) -> list[dict]:
     """A dict per training; nothing is trained or written.
 
-    model, variant, seed; state (done, running, interrupted or not begun; running: it wrote something lately); epoch
+    model, variant, seed; state (done, running, interrupted or not begun; running: a process holds its lock); epoch
     (the last whole one), epochs; test_error and test_top5_error of that epoch (None before the first), in percent
     (the latter None also for five classes or fewer);
     seconds_left, from the measured epochs of that model and variant, of any seed (None where there are none).
@@ -88,7 +86,7 @@ def _status(training: Training, run: Run | None, epoch_seconds: float | None) ->
     left = training.config.epochs - done
     finished = run is not None and run.finished
     return _names(training) | {
-        "state": _state(run, epoch_seconds),
+        "state": _state(run),
         "epoch": done,
         "epochs": training.config.epochs,
         "test_error": last.get("test_error"),
@@ -97,14 +95,12 @@ def _status(training: Training, run: Run | None, epoch_seconds: float | None) ->
     }
 
 
-def _state(run: Run | None, epoch_seconds: float | None) -> str:
+def _state(run: Run | None) -> str:
     if run is None:
         return NOT_BEGUN
     if run.finished:
         return DONE
-    newest = max(path.stat().st_mtime for path in (run.folder, *run.folder.iterdir()) if path.exists())
-    pause = max(60 * run.config.save_minutes, epoch_seconds or 0)  # the longest between two writings
-    return RUNNING if time.time() - newest < _ALIVE_SECONDS + pause else INTERRUPTED
+    return RUNNING if is_held(run.folder) else INTERRUPTED
 
 
 def _load(training: Training) -> Run | None:
@@ -120,7 +116,7 @@ def _load(training: Training) -> Run | None:
 
 
 def study_results(spec: StudySpec, trainings: Sequence[Training]) -> dict:
-    """What a study found so far, as a JSON-able dict.
+    """Results of a study so far, as a JSON-able dict.
 
     - study: the contents of its file
     - runs: a dict per training: model, variant, seed, state (done or not run); those that are done also have best and
@@ -170,7 +166,7 @@ def merge_results(spec: StudySpec, results: Sequence[tuple[str, dict]]) -> tuple
 
 
 def read_study_results(path: str | Path) -> dict:
-    """What `kaconv study --results` wrote; ValueError if it is something else, FileNotFoundError if it is missing."""
+    """Read what `kaconv study --results` wrote; ValueError for something else, FileNotFoundError if it is missing."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no results {path.resolve()}")

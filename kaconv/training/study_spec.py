@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """What a study trains.
+    """The models, seeds, data and recipe of a study.
 
     `variants` names sets of fields that each override the recipe; where one has `models`, it is for these only.
     """

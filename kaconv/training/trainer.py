@@ -59,7 +59,7 @@ ATTENTION_SETTERS = {"uniform_share": set_uniform_share, "temperature": set_temp
 def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run], None] | None = None) -> Run:
     """Train a model into the folder `config.out`, or return the finished run of the same config that is there.
 
-    An unfinished run of the same config goes on where its newest state was saved, and comes to the same weights as one
+    An unfinished run of the same config goes on where its newest state was saved, and ends with the same weights as one
     that was never interrupted (bit for bit on a CPU). On SIGTERM it saves its state and leaves with exit status 143.
     "Best" is by test error, so it is a little optimistic; for an unbiased figure take the last epoch's.
 
@@ -440,13 +440,7 @@ class _Trainer:
             if value is not None:
                 writer.add_scalar(name, value, metrics["epoch"])
         writer.flush()
-        print(
-            f"{self.config.model} epoch {metrics['epoch']}/{self.config.epochs}: "
-            f"train loss {metrics['train_loss']:.3f} error {metrics['train_error']:.2f} %, "
-            f"test loss {metrics['test_loss']:.3f} error {metrics['test_error']:.2f} %, "
-            f"{metrics['seconds']:.1f} s, {metrics['images_per_second']:.0f} img/s",
-            flush=True,
-        )
+        print(self.run.describe_epoch(-1), flush=True)
 
     def _summary(self) -> dict:
         history = self.run.history
@@ -478,7 +472,7 @@ def _best(history: list[dict]) -> dict:
 
 
 def _write_metrics(run: Run) -> None:
-    """All of it anew, in one step: nothing is there twice after a crash."""
+    """Rewrite all of it in one step: nothing is there twice after a crash."""
     write_text(run.folder / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in run.history))
 
 

@@ -1,4 +1,4 @@
-"""What to install for a part of kaconv that `pip install kaconv` alone does not bring."""
+"""Extras: packages that `pip install kaconv` alone does not bring."""
 
 _EXTRAS = {
     "train": ("accelerate", "filelock", "scipy", "sklearn", "tensorboard", "yaml"),

@@ -14,7 +14,7 @@ PACKAGES = ("kaconv", "torch", "torchvision")
 
 
 def provenance() -> dict:
-    """What a result should carry with it, as a JSON-able dict.
+    """Collect the provenance of a result, as a JSON-able dict.
 
     Keys: `date` (UTC, ISO 8601), `command`, `commit` (see `git_commit`), `machine` (`platform`, `cpu`, `threads`,
     `gpu` or None) and `versions`.

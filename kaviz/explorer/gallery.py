@@ -12,20 +12,14 @@ from torch import Tensor, nn
 
 from kaconv.attention.capture import AttentionCapture
 from kaconv.attention.hooks import kaconv_layers
-from kaconv.attention.interventions import Intervention, frozen, intervene, removed, shuffled, transplanted, uniform
+from kaconv.attention.interventions import INTERVENTION_KINDS, SHUFFLED, Intervention, intervene
 from kaconv.attention.record import AttentionRecord
 from kaconv.data.pictures import check_resized_size, read_image
 from kaconv.data.preprocessing import Preprocessing
 from kaconv.utils.modes import evaluating
 
-INTERVENTIONS = {
-    "none": "no intervention",
-    "uniform": "1/k² at every position",
-    "frozen to the mean": "every picture gets the mean maps of all pictures",
-    "attention of B": "every picture gets the maps of B",
-    "shuffled": "every picture gets the maps of another one",
-    "one position removed": "one position gets nothing, the others share its part",
-}
+NONE = "none"
+INTERVENTIONS = {NONE: "no intervention"} | {name: kind.description for name, kind in INTERVENTION_KINDS.items()}
 LONGEST_SIDE = 10_000  # pixels of an added picture
 _BATCH = 64  # pictures in a pass of the model
 _UNKNOWN = -1  # label of a picture whose class is not known
@@ -182,7 +176,7 @@ class Gallery:
 
     def own(self) -> Outcome:
         """What the model makes of the pictures by itself."""
-        return self.under("none")
+        return self.under(NONE)
 
     def under(
         self,
@@ -205,33 +199,22 @@ class Gallery:
         Raises:
             ValueError: if there is no such intervention, layer, position or picture.
         """
-        if samples is None or intervention in ("none", "shuffled"):  # what is shuffled depends on all
+        if samples is None or intervention in (NONE, SHUFFLED):  # what is shuffled depends on all
             samples = range(len(self))
         key = (intervention, layers, position, donor, *samples)
         if key not in self._kept:
             change = self._change(intervention, donor)
             outcome = self._run(change, layers, None if position is None else [position], list(samples))
-            own = {name: kept for name, kept in self._kept.items() if name[0] == "none"}
+            own = {name: kept for name, kept in self._kept.items() if name[0] == NONE}
             self._kept = own | {key: outcome}
         return self._kept[key]
 
     def _change(self, intervention: str, donor: int | None) -> Intervention | None:
-        match intervention:
-            case "none":
-                return None
-            case "uniform":
-                return uniform()
-            case "frozen to the mean":
-                return frozen(self.own().record)
-            case "attention of B":
-                if donor is None:
-                    raise ValueError("the attention of B needs a picture B: choose one")
-                return transplanted(self.own().record, donor)
-            case "shuffled":
-                return shuffled()
-            case "one position removed":
-                return removed()
-        raise ValueError(f"there is no intervention {intervention!r}; there are {', '.join(INTERVENTIONS)}")
+        if intervention == NONE:
+            return None
+        if intervention not in INTERVENTION_KINDS:
+            raise ValueError(f"there is no intervention {intervention!r}; there are {', '.join(INTERVENTIONS)}")
+        return INTERVENTION_KINDS[intervention].make(self.own().record, donor)
 
     def _run(
         self, change: Intervention | None, layers: str, positions: list[int] | None, samples: list[int]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from kaconv.attention.interventions import INTERVENTION_KINDS
 from kaconv.attention.record import AttentionRecord, map_distances
 from kaviz.explorer.figure import Panel, plot_explorer
 from kaviz.explorer.gallery import INTERVENTIONS, Gallery, Outcome
@@ -126,12 +127,13 @@ def _check(gallery: Gallery, settings: Settings) -> None:
 def _outcome(gallery: Gallery, settings: Settings) -> Outcome:
     if settings.intervention == "none":
         return gallery.own()
+    kind = INTERVENTION_KINDS[settings.intervention]
     shown = None if settings.maps_of != "the picture" else sorted({settings.a, settings.b} - {None})
     return gallery.under(
         settings.intervention,
         settings.layer if settings.where == "this layer" else "*",
-        position=settings.position if settings.intervention == "one position removed" else None,
-        donor=settings.b if settings.intervention == "attention of B" else None,
+        position=settings.position if kind.needs_position else None,
+        donor=settings.b if kind.needs_donor else None,
         samples=shown,
     )
 

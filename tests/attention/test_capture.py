@@ -6,15 +6,14 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from kaconv import AttentionCapture, AttentionRecord, KAConv2d, create_model, use_backend
+from kaconv import AttentionCapture, AttentionRecord, KAConv2d, use_backend
 from kaconv.data.preprocessing import CIFAR10
 from kaconv.ops import native
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return create_model("ka_resnet11_cifar_l", num_classes=4).eval()
+def model(small_model):
+    return small_model
 
 
 def hooks(model):

@@ -168,7 +168,7 @@ def test_a_contrast_is_of_two_interventions(model, data, means):
     for row in rows:
         difference = changes[OTHER_CLASS, row["layer"]] - changes[SAME_CLASS, row["layer"]]
         assert row["log_probability_change"] == pytest.approx(difference)
-    with pytest.raises(ValueError, match="'frozen' was not measured; there are frozen to its mean"):
+    with pytest.raises(ValueError, match="'frozen' was not measured; there are frozen to the mean"):
         effects.contrast("frozen", SAME_CLASS)
 
 

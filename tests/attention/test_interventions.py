@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from kaconv import AttentionCapture, create_model, use_backend
+from kaconv import AttentionCapture, use_backend
 from kaconv.attention.interventions import frozen, intervene, removed, shuffled, transplanted, uniform
 from kaconv.ops import native
 
@@ -11,9 +11,8 @@ BACKENDS = ["reference", "eager", "fused"]
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return create_model("ka_resnet11_cifar_l", num_classes=4).eval()
+def model(small_model):
+    return small_model
 
 
 @pytest.fixture

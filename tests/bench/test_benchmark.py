@@ -126,9 +126,9 @@ def test_without_timm_the_rows_say_so(monkeypatch):
     result = run_benchmark(["ka_resnet11_cifar_l"], ["CondConv"], **SMALL)
     plain, peer = result["rows"]
     assert plain["error"] is None
-    assert peer["error"].startswith("timm is not installed; pip install 'kaconv[bench]'")
+    assert peer["error"].startswith("this needs timm, which is not installed: pip install 'kaconv[bench]'")
     assert [peer[mode] for mode in MODES] == [None, None]
-    assert "CondConv with 4 experts  not measured: timm is not installed" in format_benchmark(result)
+    assert "CondConv with 4 experts  not measured: this needs timm, which is not installed" in format_benchmark(result)
 
 
 # Roofline

@@ -95,7 +95,10 @@ def test_a_missing_package_is_named_with_the_command(tmp_path, checkpoints, caps
     out = tmp_path / "a.onnx"
     argv = ["export", "--checkpoint", checkpoints / "resnet11_cifar", "--format", "onnx", "--out", out]
     assert main([str(item) for item in argv]) == 2
-    assert f"kaconv: error: {package} is not installed; pip install 'kaconv[export]'\n" in capsys.readouterr().err
+    assert (
+        f"kaconv: error: this needs {package}, which is not installed: pip install 'kaconv[export]'\n"
+        in capsys.readouterr().err
+    )
     assert not out.exists()
 
 

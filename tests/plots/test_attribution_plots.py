@@ -1,15 +1,10 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from kaviz.plots import plot_attributions, plot_perturbation_curves
 
-
-@pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    assert not plt.get_fignums()
+pytestmark = pytest.mark.usefixtures("no_open_figures")
 
 
 @pytest.fixture

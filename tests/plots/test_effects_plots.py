@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -59,10 +58,7 @@ def drawers():
     }
 
 
-@pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    assert not plt.get_fignums()
+pytestmark = pytest.mark.usefixtures("no_open_figures")
 
 
 def drawn(figure):

@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -10,15 +9,7 @@ from kaviz.figures import figure_data
 LAYERS = ["layer1.0.conv2", "layer2.0.conv2"]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    assert not plt.get_fignums()
+pytestmark = pytest.mark.usefixtures("no_open_figures")
 
 
 def softmax(logits):

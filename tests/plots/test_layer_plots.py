@@ -8,11 +8,6 @@ from kaviz import plots
 CHANNELS = ["first", "second", "third"]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def attention(rng, kernel_size, concentration=1.0):
     logits = concentration * rng.normal(size=(*kernel_size, len(CHANNELS)))
     return np.exp(logits) / np.exp(logits).sum(axis=(0, 1))

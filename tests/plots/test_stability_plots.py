@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -10,10 +9,7 @@ from kaviz.figures import figure_data
 CHANGES = [shift(1), shift(2), shift(3), flip("left-right"), blur(0.5), blur(1), noise(0.1)]
 
 
-@pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    assert not plt.get_fignums()
+pytestmark = pytest.mark.usefixtures("no_open_figures")
 
 
 def make_rows(seed=0, layers=3, labels=True):

@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -46,10 +45,7 @@ def comparison(interval=(0.5, 1.5)):
     ]
 
 
-@pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    assert not plt.get_fignums()
+pytestmark = pytest.mark.usefixtures("no_open_figures")
 
 
 def drawn(figure):
