@@ -142,7 +142,7 @@ def plot_class_distances(
     columns = min(3 if len(distances) < 10 else 4, len(distances))
     rows = -(-len(distances) // columns)
     short = max(map(len, named)) <= 2
-    figure = canvas(ax, (WIDTH, rows * (0.74 * WIDTH / columns + 0.3 + 0.35 * short) + 2.4 - 0.7 * short))
+    figure = canvas(ax, (WIDTH, rows * (0.7 * WIDTH / columns + 0.3 + 0.35 * short) + 2.4 - 0.7 * short))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     scale = value_norm(np.stack(list(distances.values())))
     for place, (axes, (layer, matrix)) in enumerate(zip(grid.flat, distances.items(), strict=False)):

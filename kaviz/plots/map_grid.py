@@ -20,7 +20,7 @@ from kaconv.attention.record import AttentionRecord
 from kaviz.style import DIVERGING, SEQUENTIAL, WIDTH, fit, inches_wide, signed
 
 _CELL = 0.85  # inches: largest side of a map
-_TALLEST = 10.0  # inches: rows that would need more become smaller
+_TALLEST = 8.0  # inches: rows that would need more become smaller
 FEW_LAYERS = 6  # their names fit above maps of a full-width figure, and numbers into the maps
 MOST_CELLS_WITH_NUMBERS = 9
 ROW_NAMES = 1.1  # inches for a row's name, before it is broken into lines
@@ -67,7 +67,8 @@ class Scale:
     def of_differences(self, differences: Iterable[np.ndarray]) -> "DifferenceScale":
         """The linear scale of differences A − B: as wide as this one, or, where this is logarithmic, as they are."""
         widest = max(float(np.abs(values).max()) * values.size for values in differences)
-        return DifferenceScale(max(widest, 1e-9) if self.logarithmic else self.reach, widest > self.reach)
+        reach = max(widest, 1e-9) if self.logarithmic else self.reach
+        return DifferenceScale(reach, widest > reach)
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,7 @@ def grid_size(rows: int, columns: int, captions: bool = False) -> tuple[float, f
 
 def figure_title(figure: Figure | SubFigure, text: str) -> None:
     """A figure's headline, at the left."""
-    text = fit(text, 0.88 * inches_wide(figure), "medium")  # bold letters are wider
+    text = fit(text, 0.82 * inches_wide(figure), "medium")  # bold letters are wider
     figure.suptitle(text, x=0.01, ha="left", fontsize="medium", fontweight="bold")
 
 

@@ -141,7 +141,8 @@ def plot_attention_against_pixels(
 ) -> Figure | SubFigure:
     """Distance of the attention against that of the pixels: a panel for each model; means over its layers.
 
-    The axes end at twice the distance between two random images; a mark at the upper edge, with its number, is beyond.
+    The axes end at twice the distance between two random images: marks at the upper edge lie beyond, as the title says.
+    The strongest change of each kind is named.
 
     Args:
         models: for each model its name and the dicts of `kaconv.attention.stability.attention_stability`.
@@ -157,7 +158,9 @@ def plot_attention_against_pixels(
         note: dict[str, Any] = {"color": "0.45", "fontsize": "x-small", "rotation": 45, "ha": "center", "va": "center"}
         axes.text(0.83 * limit, 0.88 * limit, "the attention moves more", **note)
         axes.text(0.88 * limit, 0.83 * limit, "the pixels move more", **note)
-        axes.set_title(name)
+        beyond = int((table["relative"] > limit).sum())
+        note_beyond = f"\n{beyond} of {len(table)} beyond, up to {table['relative'].max():.3g}" if beyond else ""
+        axes.set_title(fit(name + note_beyond, 0.8 * WIDTH / len(models), "medium"))
         axes.set_xlabel("distance of the pixels")
         axes.set_aspect("equal")
     grid[0].set_xlim(0, limit)
@@ -177,12 +180,9 @@ def _draw_kind(axes: Axes, kind: str, changes: pd.DataFrame, limit: float) -> No
     line = "none" if named else "-"
     heights = changes["relative"].clip(upper=limit)
     axes.plot(changes["pixels"], heights, marker, clip_on=False, color=color, linestyle=line, linewidth=1, label=label)
-    if not named:
-        for _, row in changes.iterrows():
-            beyond = f" ({row['relative']:.3g})" if row["relative"] > limit else ""
-            place = (row["pixels"], min(row["relative"], limit))
-            text = _short(row["strength"]) + beyond
-            axes.annotate(text, place, (5, 2), textcoords="offset points", fontsize="x-small")
+    if not named and heights.iloc[-1] < limit:
+        place, text = (changes["pixels"].iloc[-1], heights.iloc[-1]), _short(changes["strength"].iloc[-1])
+        axes.annotate(text, place, (5, 2), textcoords="offset points", fontsize="x-small")
 
 
 def _by_change(rows: Sequence[Mapping]) -> pd.DataFrame:
