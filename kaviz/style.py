@@ -61,7 +61,7 @@ def signed(value: float, form: str = "+g") -> str:
 
 
 def fit(text: str, inches: float, size: str = "small", lines: int = 3) -> str:
-    """A name broken into lines that are as wide as its place; of a longer one the end is kept, after "…".
+    """A name broken into lines that are as wide as its place; what is too long is cut, at "…".
 
     Lines break after spaces, hyphens, dots and underscores, where they can. Dollars stay dollars.
     """
@@ -129,9 +129,16 @@ def _broken(text: str, inches: float, points: float, lines: int) -> str:
             found.append("")
         found[-1] += piece
     found = [line.strip() for line in found if line.strip()]
+    if len(found) > lines == 1:  # of a single line the beginning says more
+        return _longest([text[:end].rstrip() + "…" for end in range(len(text), 0, -1)], inches, points)
     if len(found) > lines:
-        found = [*found[: lines - 1], "…" + found[-1]]
+        found = [*found[: lines - 1], _longest(["…" + text[start:] for start in range(len(text))], inches, points)]
     return "\n".join(found)
+
+
+def _longest(candidates: Sequence[str], inches: float, points: float) -> str:
+    """The first that fits."""
+    return next((text for text in candidates if _width(text, points) <= inches), candidates[-1])
 
 
 def canvas(ax: Axes | None, size: tuple[float, float]) -> Figure | SubFigure:

@@ -20,7 +20,8 @@ def test_names_are_broken_where_they_can_be_and_keep_their_ends():
     long = fit("abcdefgh" * 20 + "_end.jpg", 0.8, lines=2)
     assert long.count("\n") == 1
     assert long.split("\n")[1].startswith("…")
-    assert long.endswith("jpg")
+    assert long.endswith("_end.jpg")
+    assert fit("French_horn_players", 0.8, lines=1).startswith("French_")
 
 
 def test_a_dollar_in_a_name_is_no_formula():

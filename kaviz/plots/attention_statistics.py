@@ -153,7 +153,7 @@ def plot_class_distances(
         lowest = place + columns >= len(distances)
         names = [fit(name, 1.1, "x-small", 2) for name in named] if lowest else []
         axes.set_xticks(range(len(named))[: len(names)], names, fontsize="x-small", rotation=0 if short else 90)
-        axes.set_yticks(range(len(named)), [fit(name, 1.1, "x-small", 1) for name in named], fontsize="x-small")
+        axes.set_yticks(range(len(named)), [fit(name, 1.3, "x-small", 1) for name in named], fontsize="x-small")
         axes.tick_params(length=0)
     for axes in grid.flat[len(distances) :]:
         axes.set_axis_off()
@@ -234,7 +234,7 @@ def _offsets(groups: int) -> list[float]:
 
 def _draw_entropy(axes: Axes, record: AttentionRecord, reference: AttentionRecord | None) -> pd.DataFrame:
     frame = _draw_boxes(axes, _by_layer(AttentionRecord.entropy, record, reference), "entropy / log k²")
-    _mark_even(axes, "uniform: 1/k² at every position")
+    _mark_even(axes, "uniform: 1/k² at every position", below=True)
     axes.set_ylim(top=1.04)
     axes.set_ylabel("entropy / log k²")
     axes.set_title("How even the maps are")
@@ -276,10 +276,11 @@ def _share_frame(shares: Groups) -> pd.DataFrame:
     )
 
 
-def _mark_even(axes: Axes, text: str) -> None:
+def _mark_even(axes: Axes, text: str, below: bool = False) -> None:
     axes.axhline(1, color="black", linewidth=1, linestyle=":")
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": "small"}
-    axes.annotate(text, (1, 1), (-2, 3), xycoords=("axes fraction", "data"), **style)
+    style["va"] = "top" if below else "bottom"
+    axes.annotate(text, (1, 1), (-2, -3 if below else 3), xycoords=("axes fraction", "data"), **style)
 
 
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:

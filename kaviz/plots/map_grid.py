@@ -234,10 +234,11 @@ def draw_position_means(figure: Figure | SubFigure, means: Mapping[str, Mapping[
     ]
     layers = list(next(iter(means.values())))
     numbers = len(layers) <= FEW_LAYERS and max(panel.values.size for panel in rows[0]) <= MOST_CELLS_WITH_NUMBERS
-    grid = draw_map_grid(figure, rows, list(means), layers, numbers=numbers)
-    if len(layers) > FEW_LAYERS:
-        for axes, layer in zip(grid[0], layers, strict=True):
-            axes.set_title(layer, fontsize="x-small", fontweight="normal", loc="center", rotation=90)
+    few = len(layers) <= FEW_LAYERS
+    grid = draw_map_grid(figure, rows, list(means), layers if few else [], numbers=numbers)
+    if not few:
+        for axes, layer in zip(grid[-1], layers, strict=True):
+            axes.set_xlabel(layer, fontsize="x-small", rotation=90)
     unit = " (%)" if numbers else ""
     figure_title(figure, f"Mean attention of each position, over all channels and samples{unit}")
     return map_frame(rows).rename(columns={"attention": "value"})

@@ -9,7 +9,16 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from kaviz.style import VARIANT_COLORS, VARIANT_LABELS, VARIANT_LINES, VARIANT_MARKERS, WIDTH, place_legend, variant_of
+from kaviz.style import (
+    VARIANT_COLORS,
+    VARIANT_LABELS,
+    VARIANT_LINES,
+    VARIANT_MARKERS,
+    WIDTH,
+    fit,
+    place_legend,
+    variant_of,
+)
 
 Row = Mapping[str, Any]
 
@@ -117,10 +126,10 @@ def plot_cost_and_benefit(rows: Sequence[Row], baseline: str = "plain") -> Figur
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{value:g}"))
         axes.set_title(title)
-        axes.set_xlabel(f"times the {baseline} model's")
+        axes.set_xlabel(fit(f"times the {baseline} model's", 0.22 * WIDTH, "medium"))
         axes.grid(color="0.94")
         axes.set_axisbelow(True)
-    grid[0].set_ylabel("test error minus plain's\n(percentage points)".replace("plain", baseline))
+    grid[0].set_ylabel(fit(f"test error minus {baseline}'s\n(percentage points)", 2, "medium"))
     handles, _ = grid[0].get_legend_handles_labels()
     if any(row["difference_interval"] for row in rows):
         handles.append(Line2D([], [], color="0.5", linewidth=2, label="95% interval over seeds (Welch)"))
