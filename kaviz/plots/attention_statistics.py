@@ -49,7 +49,7 @@ def plot_input_dependence(
         reference: an untrained model's record of the same layers and samples, to compare with.
     """
     panels = 1 if record.labels is None else 2
-    figure = canvas(ax, (WIDTH, 3.6))
+    figure = canvas(ax, (WIDTH, 3.6 if len(record.layers) <= FEW_LAYERS else 5.0))
     left, *right = figure.subplots(1, panels, squeeze=False)[0]
     frames = [_draw_boxes(left, _by_layer(AttentionRecord.input_dependence, record, reference), "input dependence")]
     left.set_ylim(bottom=0)
@@ -62,7 +62,7 @@ def plot_input_dependence(
             bars = axes.bar(np.arange(len(by_layer)) + offset, percent, 0.34, color=_GROUP_COLORS[name], edgecolor="k")
             if len(by_layer) <= FEW_LAYERS:
                 axes.bar_label(bars, fmt="%.0f", padding=2, fontsize="small")
-        chance = (len(record.class_means(record.layers[0])) - 1) / (len(record) - 1)
+        chance = (len(np.unique(np.asarray(record.labels))) - 1) / (len(record) - 1)
         axes.axhline(100 * chance, color="black", linewidth=1, linestyle=":", label=f"by chance: {100 * chance:.1f}")
         axes.legend(loc="upper left", fontsize="small")
         axes.margins(y=0.2)

@@ -75,7 +75,8 @@ def plot_stability(
 ) -> Figure | SubFigure:
     """Distance by which each kind of change moves the attention, by its strength and layer by layer.
 
-    The axis ends at twice the distance between two random images; what goes beyond is told in the legend.
+    An untrained model widens the axis to twice the distance between two random images at most; the legend says how far
+    it goes beyond.
 
     Args:
         rows: dicts of `kaconv.attention.stability.attention_stability`.
@@ -91,8 +92,8 @@ def plot_stability(
     figure = canvas(ax, (WIDTH, 2.3 * lines + 1))
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     table = None if reference is None else _by_change(reference)
-    shown = [changes["relative"].max(), *levels] + ([] if table is None else [table["relative"].max()])
-    top = min(1.08 * max(shown), _FARTHEST)
+    farthest = 0.0 if table is None else float(table.loc[changes["change"].unique(), "relative"].max())
+    top = 1.08 * max(changes["relative"].max(), *levels, min(farthest, _FARTHEST))
     colors = dict(zip(layers, mpl.colormaps[SEQUENTIAL](np.linspace(0, 0.85, len(layers))), strict=True))
     styles: dict[str, dict[str, Any]] = {
         layer: {"color": colors[layer], "marker": marker} for layer, marker in zip(layers, cycle(_MARKERS))
@@ -100,9 +101,8 @@ def plot_stability(
     for axes, kind in zip(grid.flat, kinds, strict=False):
         own = changes[changes["kind"] == kind]
         strengths = list(own["strength"].unique())
-        line: Literal["none", "-"] = (
-            "none" if isinstance(strengths[0], str) else "-"
-        )  # there is nothing between left-right and top-bottom
+        # There is nothing between left-right and top-bottom.
+        line: Literal["none", "-"] = "none" if isinstance(strengths[0], str) else "-"
         if table is not None:
             untrained = table.loc[own["change"].unique(), "relative"]
             axes.plot(range(len(strengths)), untrained, **_UNTRAINED, linestyle="--" if line == "-" else "none")
@@ -124,7 +124,7 @@ def plot_stability(
     if len(handles) > _MOST_NAMED:
         handles = [handles[0], handles[-1]]
     if reference is not None:
-        beyond = f" (up to {max(shown):.3g})" if max(shown) > top else ""
+        beyond = f" (up to {farthest:.3g})" if farthest > top else ""
         handles.append(Line2D([], [], **_UNTRAINED, linestyle="--", label=f"untrained, mean over layers{beyond}"))
     for kind in levels.index:
         handles.append(Line2D([], [], color="black", linewidth=1, linestyle=_REFERENCES[kind], label=kind))
@@ -141,14 +141,15 @@ def plot_attention_against_pixels(
 ) -> Figure | SubFigure:
     """Distance of the attention against that of the pixels: a panel for each model; means over its layers.
 
-    The axes end at twice the distance between two random images: marks at the upper edge lie beyond, as the title says.
-    The strongest change of each kind is named.
+    The axes end at about twice the distance between two random images: marks at the upper edge lie beyond, as the title
+    says. The strongest change of each kind is named.
 
     Args:
         models: for each model its name and the dicts of `kaconv.attention.stability.attention_stability`.
     """
     tables = {name: _by_change(rows) for name, rows in models.items()}
-    limit = min(1.08 * max(table[["relative", "pixels"]].to_numpy().max() for table in tables.values()), _FARTHEST)
+    pixels, attention = (max(table[name].max() for table in tables.values()) for name in ("pixels", "relative"))
+    limit = 1.08 * max(pixels, min(attention, _FARTHEST))
     figure = canvas(ax, (WIDTH, 0.5 * WIDTH / len(models) * 2 + 0.9))
     grid = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, table) in zip(grid, tables.items(), strict=True):

@@ -50,7 +50,7 @@ def many_classes(seed=0):
 def effect_rows():
     rng, measures = np.random.default_rng(0), ("error_change", "log_probability_change", "changed", "donors_class")
     rows = []
-    for layer in [*LAYERS, ALL_LAYERS]:
+    for layer in [*LAYERS[::3], ALL_LAYERS]:
         for model in MODELS[1:]:
             for name in ("uniform", "shuffled over positions", "frozen to the mean", SAME_CLASS, OTHER_CLASS):
                 for seed in (0, 1, 2):
