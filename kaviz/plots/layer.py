@@ -50,7 +50,7 @@ def plot_photo_and_kernels(photo: np.ndarray, kernels: np.ndarray, names: Sequen
     grid = right.subplots(2, columns, squeeze=False)
     scale = value_norm(kernels, 0)
     for axes, kernel, name in zip(grid.flat, kernels, names, strict=False):
-        image = _draw_kernel_map(axes, kernel, scale, DIVERGING)
+        image = _draw_kernel_map(axes, kernel, scale, DIVERGING, numbers=columns <= 3)  # else cells are too small
         axes.set_title(fit(name, 3.0 / columns, "x-small"), fontsize="x-small", fontweight="normal", loc="center")
     for axes in grid.flat[len(kernels) :]:
         axes.remove()
@@ -251,9 +251,11 @@ def _kernel_maps(
     return figure, bar
 
 
-def _draw_kernel_map(axes: Axes, values: np.ndarray, scale: Normalize, colormap: str) -> AxesImage:
+def _draw_kernel_map(
+    axes: Axes, values: np.ndarray, scale: Normalize, colormap: str, numbers: bool = True
+) -> AxesImage:
     image = axes.imshow(values, norm=scale, cmap=colormap)
-    if values.size <= MOST_CELLS_WITH_NUMBERS:
+    if numbers and values.size <= MOST_CELLS_WITH_NUMBERS:
         write_numbers(axes, image, [signed(value, ".2f") for value in values.flat], size=6.5)
     frame(axes)
     return image

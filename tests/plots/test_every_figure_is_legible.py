@@ -270,7 +270,7 @@ FIGURES = {
     "plot_layer_difference of 5×7": lambda: plots.plot_layer_difference(
         record(LARGE, layers=3), (0, 1), IMAGES[:2], tuple(FILES[:2])
     ),
-    "plot_layer_maps": lambda: plots.plot_layer_maps(record(), range(8), IMAGES, FILES),
+    "plot_layer_maps": lambda: plots.plot_layer_maps(record(), range(5), IMAGES[:5], FILES[:5]),
     "plot_learning_curves": lambda: plots.plot_learning_curves(curve_rows()),
     "plot_peak_memory": lambda: plots.plot_peak_memory(speed_rows()),
     "plot_perturbation_curves": perturbation_curves,
