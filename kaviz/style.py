@@ -22,6 +22,8 @@ VARIANT_LABELS = {"plain": "plain", "L": "KAConv-L", "H": "KAConv-H"}
 SEQUENTIAL = "cividis"  # quantities that start at zero, or have no centre
 DIVERGING = "RdBu_r"  # attention around 1/k², attributions around 0; always with a symmetric scale
 
+_LONGEST = 200  # letters of a name of which all are looked at
+
 WIDTH = 8.0  # inches: a full-width figure, as wide as a report's text column
 
 
@@ -65,6 +67,8 @@ def fit(text: str, inches: float, size: str = "small", lines: int = 3) -> str:
 
     Lines break after spaces, hyphens, dots and underscores, where they can. Dollars stay dollars.
     """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
     broken = [_broken(line, round(inches, 3), _points(size), lines) for line in text.split("\n")]
     return "\n".join(broken).replace("$", r"\$")
 
@@ -106,12 +110,19 @@ def _points(size: str) -> float:
     return FontProperties(size=size).get_size_in_points()
 
 
-@lru_cache(maxsize=4096)
 def _width(text: str, points: float) -> float:
     """Inches that a line of text takes."""
-    if not text.strip():
-        return 0.0
-    return float(TextPath((0, 0), text.replace("$", r"\$"), size=points).get_extents().x1) / 72
+    return sum(_advance(letter) for letter in text) * points / 72
+
+
+@lru_cache(maxsize=4096)
+def _advance(letter: str) -> float:
+    """Width of a letter, with the space around it, in sizes of the font."""
+
+    def wide(text: str) -> float:
+        return float(TextPath((0, 0), text.replace("$", r"\$"), size=100).get_extents().width) / 100
+
+    return wide(f"x{letter}x") - wide("xx")
 
 
 @lru_cache(maxsize=4096)

@@ -150,7 +150,7 @@ def plot_attention_against_pixels(
     tables = {name: _by_change(rows) for name, rows in models.items()}
     pixels, attention = (max(table[name].max() for table in tables.values()) for name in ("pixels", "relative"))
     limit = 1.08 * max(pixels, min(attention, _FARTHEST))
-    figure = canvas(ax, (WIDTH, 0.5 * WIDTH / len(models) * 2 + 0.9))
+    figure = canvas(ax, (WIDTH, WIDTH / len(models) + 1.9))
     grid = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, table) in zip(grid, tables.items(), strict=True):
         axes.plot([0, limit], [0, limit], color="0.6", linewidth=1, linestyle="--")
