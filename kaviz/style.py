@@ -101,7 +101,7 @@ def legend_columns(labels: Sequence[str], inches: float, size: str) -> int:
     for columns in range(len(labels), 1, -1):
         tall = -(-len(labels) // columns)
         full = sum(max(widths[start : start + tall]) for start in range(0, len(labels), tall))
-        if full + columns * 4.2 * _points(size) / 72 <= inches:  # 4.2: handle, its padding and the gap, in letters
+        if full + columns * 5 * _points(size) / 72 <= inches:  # 5: handle, its padding and the gap, in letters
             return columns
     return 1
 

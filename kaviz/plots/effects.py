@@ -160,8 +160,8 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
     scale = Scale.of(attention.values())
     costs = PowerNorm(0.5, 0, max(1e-9, *(values.max() for values in cost.values())), clip=True)
     columns = 2 * len(models)
-    side = min(1.25, 0.8 * WIDTH / columns)
-    figure = canvas(ax, (min(WIDTH, columns * (side + 0.5) + 1.4), len(layers) * (side + 0.1) + 2.1))
+    side = min(1.25, 0.8 * WIDTH / columns, max(0.8, 12 / len(layers)))
+    figure = canvas(ax, (min(WIDTH, columns * (side + 0.5) + 1.4), len(layers) * (side + 0.1) + 2.8))
     grid = figure.subplots(len(layers), columns, squeeze=False)
     for line, layer in zip(grid, layers, strict=True):
         for axes in line:
