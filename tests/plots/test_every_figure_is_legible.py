@@ -16,7 +16,7 @@ from kaconv.paper.published import TABLE
 from kaviz import plots, set_style
 from kaviz.attribution import METHOD_LABELS
 
-LEAST_PANEL = 0.28  # inches: the shorter side of an image that can be made out
+LEAST_PANEL = 0.23  # inches: the shorter side of an image that can be made out
 LEAST_FONT = 6  # points
 SLACK = 1.5  # pixels by which the boxes of two texts may meet: they hold a margin
 
