@@ -51,12 +51,12 @@ def plot_changed_pictures(
         rows: dicts of `kaconv.attention.stability.attention_stability`.
     """
     means = _by_change(rows).loc[list(changed)].sort_values("relative", kind="stable")
-    texts = [
-        fit(f"{change}\nattention {row['relative']:.2f}\npixels {row['pixels']:.2f}", 0.13 * WIDTH, "x-small")
-        for change, row in means.iterrows()
-    ]
     lines = -(-(len(means) + 1) // _MOST_COLUMNS)
     columns = -(-(len(means) + 1) // lines)
+    texts = [
+        fit(f"{change}\nattention {row['relative']:.2f}\npixels {row['pixels']:.2f}", 0.87 * WIDTH / columns, "x-small")
+        for change, row in means.iterrows()
+    ]
     panel = 0.9 * WIDTH / columns * original.shape[0] / original.shape[1]
     figure = canvas(ax, (WIDTH, lines * (panel + 0.7) + 0.35))
     grid = figure.subplots(lines, columns, squeeze=False)
