@@ -1,10 +1,17 @@
 """One look for every figure: palette, colour maps, sizes."""
 
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Literal
 
 import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and line styles tell them apart in grey.
 VARIANT_COLORS = {"plain": "#4D4D4D", "L": "#0072B2", "H": "#D55E00"}
@@ -16,6 +23,8 @@ SEQUENTIAL = "cividis"  # quantities that start at zero, or have no centre
 DIVERGING = "RdBu_r"  # attention around 1/k², attributions around 0; always with a symmetric scale
 
 _MOST_DESCRIBED = 6  # panels and labels of a figure in its description
+_LONGEST = 200  # letters of a name of which all are looked at
+
 WIDTH = 8.0  # inches: a full-width figure, as wide as a report's text column
 
 
@@ -71,6 +80,104 @@ def _print_description(figure: Figure, printer: Any, cycle: bool) -> None:
 def variant_of(model_name: str) -> str:
     """ "plain", "L" or "H": which form of a model a name of `kaconv.list_models()` stands for."""
     return model_name[-1].upper() if model_name.startswith("ka_") else "plain"
+
+
+def signed(value: float, form: str = "+g") -> str:
+    """A number with a true minus sign; what rounds to zero has no sign. `form` is a format such as "+.1f" or ".2f"."""
+    text = f"{value:{form}}"
+    if not re.search("[1-9]", text):
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def fit(text: str, inches: float, size: str = "small", lines: int = 3) -> str:
+    """A name broken into lines that are as wide as its place; what is too long is cut, at "…".
+
+    Lines break after spaces, hyphens, dots and underscores, where they can. Dollars stay dollars.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
+    broken = [_broken(line, round(inches, 3), _points(size), lines) for line in text.split("\n")]
+    return "\n".join(broken).replace("$", r"\$")
+
+
+def split(figure: Figure | SubFigure, rows: int, columns: int, **ratios: Any) -> list[SubFigure]:
+    """The parts of a figure, row by row; `ratios` are those of `Figure.subfigures`."""
+    return list(np.ravel(np.asarray(figure.subfigures(rows, columns, squeeze=False, **ratios))))
+
+
+def inches_wide(figure: Figure | SubFigure) -> float:
+    """Width of a figure, or of a part of one."""
+    return figure.bbox.width / figure.figure.dpi
+
+
+def place_legend(
+    figure: Figure | SubFigure,
+    handles: Iterable[Artist],
+    where: Literal["outside upper center", "outside lower center"],
+    size: str = "small",
+) -> None:
+    """A legend above or below all panels, in as many columns as there is room for."""
+    handles = list(handles)
+    columns = max(1, legend_columns([str(handle.get_label()) for handle in handles], inches_wide(figure), size))
+    figure.legend(handles=handles, loc=where, ncols=columns, fontsize=size, columnspacing=1)
+
+
+def legend_columns(labels: Sequence[str], inches: float, size: str) -> int:
+    """The most columns of a legend, filled from above, that fit into a width; 1 where not even these do."""
+    widths = [max(_width(line, _points(size)) for line in label.split("\n")) for label in labels]
+    for columns in range(len(labels), 1, -1):
+        tall = -(-len(labels) // columns)
+        full = sum(max(widths[start : start + tall]) for start in range(0, len(labels), tall))
+        if full + columns * 5 * _points(size) / 72 <= inches:  # 5: handle, its padding and the gap, in letters
+            return columns
+    return 1
+
+
+def _points(size: str) -> float:
+    return FontProperties(size=size).get_size_in_points()
+
+
+def _width(text: str, points: float) -> float:
+    """Inches that a line of text takes."""
+    return sum(_advance(letter) for letter in text) * points / 72
+
+
+@lru_cache(maxsize=4096)
+def _advance(letter: str) -> float:
+    """Width of a letter, with the space around it, in sizes of the font."""
+
+    def wide(text: str) -> float:
+        return float(TextPath((0, 0), text.replace("$", r"\$"), size=100).get_extents().width) / 100
+
+    return wide(f"x{letter}x") - wide("xx")
+
+
+@lru_cache(maxsize=4096)
+def _broken(text: str, inches: float, points: float, lines: int) -> str:
+    pieces: list[str] = []
+    for piece in re.findall(r"[^\s\-_./]*[\s\-_./]+|[^\s\-_./]+", text):
+        while _width(piece, points) > inches and len(piece) > 1:  # wider than the place by itself
+            end = next((n for n in range(len(piece) - 1, 1, -1) if _width(piece[:n], points) <= inches), 1)
+            pieces.append(piece[:end])
+            piece = piece[end:]
+        pieces.append(piece)
+    found = [""]
+    for piece in pieces:
+        if found[-1] and _width((found[-1] + piece).rstrip(), points) > inches:
+            found.append("")
+        found[-1] += piece
+    found = [line.strip() for line in found if line.strip()]
+    if len(found) > lines == 1:  # of a single line the beginning says more
+        return _longest([text[:end].rstrip() + "…" for end in range(len(text), 0, -1)], inches, points)
+    if len(found) > lines:
+        found = [*found[: lines - 1], _longest(["…" + text[start:] for start in range(len(text))], inches, points)]
+    return "\n".join(found)
+
+
+def _longest(candidates: Sequence[str], inches: float, points: float) -> str:
+    """The first that fits."""
+    return next((text for text in candidates if _width(text, points) <= inches), candidates[-1])
 
 
 def canvas(ax: Axes | None, size: tuple[float, float]) -> Figure | SubFigure:

@@ -209,4 +209,5 @@ def _check(attention: dict[str, np.ndarray], of_samples: dict[str, np.ndarray | 
 
 def map_distances(means: np.ndarray) -> np.ndarray:
     """Total variation distance between mean maps (M, kh, kw, C), averaged over channels. (M, M)."""
-    return np.abs(means[:, None] - means[None]).sum(axis=(2, 3)).mean(axis=-1) / 2
+    # Row by row: all pairs at a time of 1000 classes would take gigabytes.
+    return np.stack([np.abs(means - one).sum(axis=(1, 2)).mean(axis=-1) / 2 for one in means])

@@ -297,10 +297,6 @@ class _Subject:
     def _create(self) -> nn.Module:
         return create_peer(self.variant, self.plain, CLASSES) if self.variant in PEERS else create_model(self.name)
 
-    def _built(self) -> nn.Module:
-        assert self.module is not None  # `build` came first
-        return self.module
-
     def prepare(self, mode: str) -> None:
         """Warm up, measure memory, and choose how many steps make a round."""
         with self._mode(mode):

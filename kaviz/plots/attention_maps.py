@@ -1,4 +1,4 @@
-"""Attention as pictures: the k×k maps themselves, by sample, channel and class.
+"""Maps of attention: the k×k maps themselves, by sample, channel and class.
 
 All maps of a figure share one diverging scale, white at 1/k² ("no preference"). Each function makes a figure of its
 own, or draws in the place of `ax`, and attaches its maps as a table, which `kaviz.figures.figure_data` gives back.
@@ -12,27 +12,45 @@ from matplotlib.figure import Figure, SubFigure
 
 from kaconv.attention.record import AttentionRecord
 from kaviz.figures import attach_data
-from kaviz.plots.map_grid import Panel, check_layer, draw_map_grid, draw_picture, figure_title, grid_size, map_frame
-from kaviz.style import canvas
+from kaviz.plots.map_grid import (
+    Panel,
+    check_layer,
+    choose_apart,
+    draw_map_grid,
+    draw_picture,
+    figure_title,
+    grid_size,
+    map_frame,
+    sample_id,
+    sample_names,
+)
+from kaviz.style import canvas, fit, split
+
+MOST_CLASSES = 8  # that are shown, where none are named
 
 
 def plot_picture_maps(
-    record: AttentionRecord, sample: int, picture: np.ndarray, title: str, columns: int = 6, ax: Axes | None = None
+    record: AttentionRecord,
+    sample: int,
+    picture: np.ndarray,
+    title: str | None = None,
+    columns: int = 6,
+    ax: Axes | None = None,
 ) -> Figure | SubFigure:
-    """What one sample gets in every layer: the mean over the channels, and some channels from sharp to even.
+    """Attention of one sample in every layer: the mean over the channels, and some channels from sharp to even.
 
     The number under a map is the share of its strongest position. Columns are evenly spaced ranks of that share.
 
     Args:
         sample: its place in the record.
         picture: (H, W, 3) or (H, W), in [0, 1].
-        title: above the picture.
+        title: above the image; None: its name in the record.
         columns: how many channels.
     """
     rows = []
     for layer in record.layers:
         maps = record.attention[layer][sample]
-        of = {"sample": record.ids[sample], "layer": layer}
+        of = {"sample": sample_id(record, sample), "layer": layer}
         chosen = _spread_ranks(maps.max(axis=(0, 1)), columns)
         shown = {"mean": maps.mean(axis=-1)} | {channel: maps[..., channel] for channel in chosen}
         rows.append(
@@ -42,13 +60,14 @@ def plot_picture_maps(
             ]
         )
     figure = canvas(ax, grid_size(len(rows), columns + 3, captions=True))
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 5.5])
+    left, right = split(figure, 1, 2, width_ratios=[1, 5.5])
     axes = left.subplots()
     draw_picture(axes, picture)
-    axes.set_title(title, fontsize="small", fontweight="normal", loc="center")
+    name = sample_names(record, [sample])[0] if title is None else title
+    axes.set_title(fit(name, 1.05), fontsize="small", fontweight="normal", loc="center")
     titles = ["mean", "sharpest", *[""] * (max(map(len, rows)) - 3), "most even"]
     draw_map_grid(right, rows, record.layers, titles)
-    figure_title(figure, "Attention for one picture, and what the strongest position of each map gets")
+    figure_title(figure, "Attention for one image, and what the strongest position of each map gets")
     return attach_data(figure, map_frame(rows))
 
 
@@ -56,7 +75,7 @@ def plot_layer_maps(
     record: AttentionRecord,
     samples: Sequence[int],
     pictures: np.ndarray,
-    titles: Sequence[str],
+    titles: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Figure | SubFigure:
     """The attention of a few samples in every layer, averaged over the channels.
@@ -64,16 +83,18 @@ def plot_layer_maps(
     Args:
         samples: their places in the record.
         pictures: of these samples, (len(samples), H, W, 3) or (len(samples), H, W), in [0, 1].
-        titles: of these samples.
+        titles: of these samples; None: their names in the record.
     """
     rows = [
         [
-            Panel(record.attention[layer][sample].mean(axis=-1), {"layer": layer, "sample": record.ids[sample]})
+            Panel(record.attention[layer][sample].mean(axis=-1), {"layer": layer, "sample": sample_id(record, sample)})
             for sample in samples
         ]
         for layer in record.layers
     ]
-    return _map_figure(rows, record.layers, titles, "Attention, mean over the channels", ax, pictures)
+    return _map_figure(
+        rows, record.layers, titles or sample_names(record, samples), "Attention, mean over the channels", ax, pictures
+    )
 
 
 def plot_channel_maps(
@@ -82,7 +103,7 @@ def plot_channel_maps(
     channels: Sequence[int],
     samples: Sequence[int],
     pictures: np.ndarray,
-    titles: Sequence[str],
+    titles: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Figure | SubFigure:
     """The attention of a few samples in some channels of one layer; arguments as in `plot_layer_maps`."""
@@ -90,12 +111,16 @@ def plot_channel_maps(
     attention = record.attention[layer]
     rows = [
         [
-            Panel(attention[sample, ..., channel], {"layer": layer, "channel": channel, "sample": record.ids[sample]})
+            Panel(
+                attention[sample, ..., channel],
+                {"layer": layer, "channel": channel, "sample": sample_id(record, sample)},
+            )
             for sample in samples
         ]
         for channel in channels
     ]
     names = [f"channel {channel}" for channel in channels]
+    titles = titles or sample_names(record, samples)
     return _map_figure(rows, names, titles, f"Attention in {layer}", ax, pictures)
 
 
@@ -105,25 +130,51 @@ def plot_class_maps(
     channels: Sequence[int],
     pictures: np.ndarray,
     classes: Sequence[str],
+    only: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Figure | SubFigure:
-    """Mean attention of each class in some channels of one layer.
+    """Mean attention of some classes in some channels of one layer.
+
+    Of more than eight classes the eight are shown whose maps in these channels are most different, by the rule of
+    `kaviz.plots.map_grid.choose_apart`.
 
     Args:
         pictures: one for each class, such as its mean picture, (classes, H, W, 3) or (classes, H, W), in [0, 1].
         classes: their names.
+        only: names of the classes to show; None: chosen as said above.
+
+    Raises:
+        ValueError: if the record has no labels, or not a class for each name, or for a name in `only` that is none.
     """
     check_layer(record, layer)
     means = record.class_means(layer)
+    check_classes(classes, means)
+    chosen = class_places(classes, only) if only else choose_apart([means[..., list(channels)]], MOST_CLASSES)
     rows = [
         [
-            Panel(mean[..., channel], {"layer": layer, "channel": channel, "class": name})
-            for mean, name in zip(means, classes, strict=True)
+            Panel(means[place, ..., channel], {"layer": layer, "channel": channel, "class": classes[place]})
+            for place in chosen
         ]
         for channel in channels
     ]
+    title = f"Mean attention of each class in {layer}"
+    if len(chosen) < len(classes) and not only:
+        title = f"Mean attention of {len(chosen)} of {len(classes)} classes, the most different ones, in {layer}"
     names = [f"channel {channel}" for channel in channels]
-    return _map_figure(rows, names, classes, f"Mean attention of each class in {layer}", ax, pictures)
+    return _map_figure(rows, names, [classes[place] for place in chosen], title, ax, pictures[list(chosen)])
+
+
+def check_classes(classes: Sequence[str], means: np.ndarray) -> None:
+    """ValueError if there is not a name for each class."""
+    if len(classes) != len(means):
+        raise ValueError(f"the record has samples of {len(means)} classes, but {len(classes)} names were given")
+
+
+def class_places(classes: Sequence[str], only: Sequence[str]) -> np.ndarray:
+    """Places of some classes among all; ValueError for a name that is none of them."""
+    if unknown := [name for name in only if name not in classes]:
+        raise ValueError(f"there is no class {unknown[0]!r} in the record; there are {', '.join(classes[:20])}")
+    return np.array([list(classes).index(name) for name in only])
 
 
 def plot_channel_range(record: AttentionRecord, columns: int = 10, ax: Axes | None = None) -> Figure | SubFigure:
@@ -154,12 +205,12 @@ def _map_figure(
     column_titles: Sequence[str],
     title: str,
     ax: Axes | None,
-    pictures: Sequence[np.ndarray] | None = None,
+    pictures: np.ndarray | None = None,
 ) -> Figure | SubFigure:
     lines, columns = len(rows) + (pictures is not None), max(map(len, rows), default=0)
     captions = any(panel.caption for row in rows for panel in row)
     figure = canvas(ax, grid_size(lines, columns, captions))
-    draw_map_grid(figure, rows, row_titles, column_titles, above=pictures)
+    draw_map_grid(figure, rows, row_titles, column_titles, above=None if pictures is None else list(pictures))
     figure_title(figure, title)
     return attach_data(figure, map_frame(rows))
 

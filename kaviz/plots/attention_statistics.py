@@ -10,20 +10,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from kaconv.attention.record import AttentionRecord
+from kaconv.attention.record import AttentionRecord, map_distances
 from kaviz.figures import attach_data
-from kaviz.plots.map_grid import FEW_LAYERS, draw_position_means, figure_title, position_means_height
-from kaviz.style import SEQUENTIAL, VARIANT_COLORS, WIDTH, canvas
+from kaviz.plots.attention_maps import check_classes, class_places
+from kaviz.plots.map_grid import (
+    FEW_LAYERS,
+    choose_apart,
+    draw_position_means,
+    ends,
+    figure_title,
+    position_means_height,
+    value_norm,
+)
+from kaviz.style import SEQUENTIAL, VARIANT_COLORS, WIDTH, canvas, fit, place_legend, split
 
 _GROUP_COLORS = {"trained": VARIANT_COLORS["L"], "untrained": "#CCCCCC"}
 _PERCENTILES = {"whislo": 5, "q1": 25, "med": 50, "q3": 75, "whishi": 95}
-_MOST_NAMED_CLASSES = 30  # more names than that cannot be read along an axis
+_MOST_CLASSES = 12  # whose names can be read along an axis of a small matrix
 
 Groups = Mapping[str, Mapping[str, Any]]  # "trained" or "untrained", layer -> values or value
 
@@ -31,7 +41,7 @@ Groups = Mapping[str, Mapping[str, Any]]  # "trained" or "untrained", layer -> v
 def plot_input_dependence(
     record: AttentionRecord, reference: AttentionRecord | None = None, ax: Axes | None = None
 ) -> Figure | SubFigure:
-    """How far each channel's map moves with the input, layer by layer, and how much of that the class explains.
+    """Input dependence of each channel's map, layer by layer, and how much of it the class explains.
 
     The second panel (see `AttentionRecord.class_share`) is there where the record has labels.
 
@@ -39,7 +49,7 @@ def plot_input_dependence(
         reference: an untrained model's record of the same layers and samples, to compare with.
     """
     panels = 1 if record.labels is None else 2
-    figure = canvas(ax, (WIDTH, 3.6))
+    figure = canvas(ax, (WIDTH, 3.6 if len(record.layers) <= FEW_LAYERS else 5.0))
     left, *right = figure.subplots(1, panels, squeeze=False)[0]
     frames = [_draw_boxes(left, _by_layer(AttentionRecord.input_dependence, record, reference), "input dependence")]
     left.set_ylim(bottom=0)
@@ -52,14 +62,14 @@ def plot_input_dependence(
             bars = axes.bar(np.arange(len(by_layer)) + offset, percent, 0.34, color=_GROUP_COLORS[name], edgecolor="k")
             if len(by_layer) <= FEW_LAYERS:
                 axes.bar_label(bars, fmt="%.0f", padding=2, fontsize="small")
-        chance = (len(np.unique(record.labels)) - 1) / (len(record) - 1)
+        chance = (len(np.unique(np.asarray(record.labels))) - 1) / (len(record) - 1)
         axes.axhline(100 * chance, color="black", linewidth=1, linestyle=":", label=f"by chance: {100 * chance:.1f}")
         axes.legend(loc="upper left", fontsize="small")
         axes.margins(y=0.2)
         axes.set_ylabel("share of the variance (%)")
         axes.set_title("How much of it the class explains")
         _name_layers(axes, record.layers)
-        frames.append(_share_frame(shares | {"by chance": dict.fromkeys(record.layers, chance)}))
+        frames.append(_share_frame({**shares, "by chance": dict.fromkeys(record.layers, chance)}))
     _legend(figure, 1 if reference is None else 2)
     return attach_data(figure, pd.concat(frames, ignore_index=True))
 
@@ -81,7 +91,7 @@ def plot_entropy(
 def plot_deviation(
     record: AttentionRecord, reference: AttentionRecord | None = None, ax: Axes | None = None
 ) -> Figure | SubFigure:
-    """How far the attention is from 1/k², and at which positions, layer by layer.
+    """Distance of the attention from 1/k², and the positions it favours, layer by layer.
 
     Above, on the left, the entropy of every map (sample and channel) as in `plot_entropy`; on the right, what its
     strongest position gets, in even shares of 1/k²: 1 is "no preference", k² is everything. Below, the mean map over
@@ -92,8 +102,8 @@ def plot_deviation(
     """
     records = _named(record, reference)
     below = position_means_height(len(records), len(record.layers))
-    figure = canvas(ax, (WIDTH, 3.6 + below))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3.6, below])
+    figure = canvas(ax, (WIDTH, 4.2 + below))
+    top, bottom = split(figure, 2, 1, height_ratios=[4.2, below])
     left, right = top.subplots(1, 2)
     frames = [_draw_entropy(left, record, reference)]
     frames.append(_draw_boxes(right, _by_layer(_strongest, record, reference), "strongest position × k²"))
@@ -109,31 +119,53 @@ def plot_deviation(
     return attach_data(figure, pd.concat(frames, ignore_index=True).convert_dtypes())
 
 
-def plot_class_distances(record: AttentionRecord, classes: Sequence[str], ax: Axes | None = None) -> Figure | SubFigure:
-    """How far apart the classes' mean maps are, a matrix for each layer, all on one scale."""
-    distances = {layer: record.class_distances(layer) for layer in record.layers}
+def plot_class_distances(
+    record: AttentionRecord, classes: Sequence[str], only: Sequence[str] | None = None, ax: Axes | None = None
+) -> Figure | SubFigure:
+    """Distances between the classes' mean maps, a matrix for each layer, all on one scale.
+
+    Of more than twelve classes the twelve are shown whose maps are most different over all layers, by the rule of
+    `kaviz.plots.map_grid.choose_apart`.
+
+    Args:
+        classes: names of the classes that the record has samples of, in the order of their labels.
+        only: names of the classes to show; None: chosen as said above.
+
+    Raises:
+        ValueError: if the record has no labels, or not a class for each name, or for a name in `only` that is none.
+    """
+    means = [record.class_means(layer) for layer in record.layers]
+    check_classes(classes, means[0])
+    chosen = class_places(classes, only) if only else choose_apart(means, _MOST_CLASSES)
+    named = [classes[place] for place in chosen]
+    distances = {layer: map_distances(own[chosen]) for layer, own in zip(record.layers, means, strict=True)}
     columns = min(3 if len(distances) < 10 else 4, len(distances))
     rows = -(-len(distances) // columns)
-    figure = canvas(ax, (WIDTH, rows * (0.86 * WIDTH / columns + 0.5) + 0.5))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    named = classes if len(classes) <= _MOST_NAMED_CLASSES else []
-    short = max(map(len, classes)) <= 2
-    scale = Normalize(0, max(matrix.max() for matrix in distances.values()) or 1)
-    for axes, (layer, matrix) in zip(grid.flat, distances.items(), strict=False):
-        image = axes.imshow(matrix, norm=scale, cmap=SEQUENTIAL)
-        axes.set_title(layer, fontsize="small")
-        if short and len(classes) > 2:
-            axes.set_xlabel(_extreme_pairs(matrix, classes), fontsize="small")
-        axes.set_xticks(range(len(named)), named, fontsize="small", rotation=0 if short else 90)
-        axes.set_yticks(range(len(named)), named, fontsize="small")
+    short = max(map(len, named)) <= 2
+    figure = canvas(ax, (WIDTH, rows * (0.7 * WIDTH / columns + 0.3 + 0.35 * short) + 2.4 - 0.7 * short))
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    scale = value_norm(np.stack(list(distances.values())))
+    for place, (axes, (layer, matrix)) in enumerate(zip(grid.flat, distances.items(), strict=False)):
+        axes.imshow(matrix, norm=scale, cmap=SEQUENTIAL)
+        axes.set_title(fit(layer, 0.7 * WIDTH / columns), fontsize="small")
+        if short and len(named) > 2:
+            axes.set_xlabel(_extreme_pairs(matrix, named), fontsize="x-small")
+        lowest = place + columns >= len(distances)
+        names = [fit(name, 1.1, "x-small", 2) for name in named] if lowest else []
+        axes.set_xticks(range(len(named))[: len(names)], names, fontsize="x-small", rotation=0 if short else 90)
+        axes.set_yticks(range(len(named)), [fit(name, 1.3, "x-small", 1) for name in named], fontsize="x-small")
         axes.tick_params(length=0)
     for axes in grid.flat[len(distances) :]:
         axes.set_axis_off()
-    figure.colorbar(image, ax=grid, label="total variation distance", shrink=0.8)
-    figure_title(figure, "Distance between the classes' mean maps, mean over the channels")
+    bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=grid, location="bottom", shrink=0.6, aspect=40)
+    bar.set_label(f"total variation distance, 0 to {ends(scale)[1]:.2g}", fontsize="small")
+    title = "Distance between the classes' mean maps, mean over the channels"
+    if len(chosen) < len(classes) and not only:
+        title += f": the {len(chosen)} most different of {len(classes)} classes"
+    figure_title(figure, title)
     frame = pd.DataFrame(
         [
-            {"layer": layer, "class": classes[one], "other class": classes[other], "distance": distance}
+            {"layer": layer, "class": named[one], "other class": named[other], "distance": distance}
             for layer, matrix in distances.items()
             for (one, other), distance in np.ndenumerate(matrix)
         ]
@@ -142,13 +174,13 @@ def plot_class_distances(record: AttentionRecord, classes: Sequence[str], ax: Ax
 
 
 def statistics_frame(records: Mapping[Any, AttentionRecord]) -> pd.DataFrame:
-    """What the attention of some records comes to: a row for each record, by its key, and layer.
+    """Summary of the attention of some records: a row for each record, by its key, and layer.
 
     Columns: "input dependence", the median over channels; "share of the variance (%)", what the class explains, where
     there are labels; "entropy / log k²" and "strongest position × k²", medians over samples and channels; "centre
     × k²", the mean of the kernel's centre over both.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, record in records.items():
         for layer in record.layers:
             mean = record.mean(layer).mean(axis=-1)
@@ -202,7 +234,7 @@ def _offsets(groups: int) -> list[float]:
 
 def _draw_entropy(axes: Axes, record: AttentionRecord, reference: AttentionRecord | None) -> pd.DataFrame:
     frame = _draw_boxes(axes, _by_layer(AttentionRecord.entropy, record, reference), "entropy / log k²")
-    _mark_even(axes, "uniform: 1/k² at every position")
+    _mark_even(axes, "uniform: 1/k² at every position", below=True)
     axes.set_ylim(top=1.04)
     axes.set_ylabel("entropy / log k²")
     axes.set_title("How even the maps are")
@@ -244,10 +276,11 @@ def _share_frame(shares: Groups) -> pd.DataFrame:
     )
 
 
-def _mark_even(axes: Axes, text: str) -> None:
+def _mark_even(axes: Axes, text: str, below: bool = False) -> None:
     axes.axhline(1, color="black", linewidth=1, linestyle=":")
-    style = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "fontsize": "small"}
-    axes.annotate(text, (1, 1), (-2, 3), **style)
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": "small"}
+    style["va"] = "top" if below else "bottom"
+    axes.annotate(text, (1, 1), (-2, -3 if below else 3), xycoords=("axes fraction", "data"), **style)
 
 
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
@@ -259,9 +292,9 @@ def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
 
 
 def _legend(figure: Figure | SubFigure, groups: int) -> None:
-    handles = [
+    handles: list[Artist] = [
         Patch(facecolor=color, edgecolor="black", label=f"{name} model")
         for name, color in list(_GROUP_COLORS.items())[:groups]
     ]
     handles.append(Line2D([], [], linestyle="none", label="box: middle half, whiskers: 5th to 95th percentile"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small")
+    place_legend(figure, handles, "outside upper center")

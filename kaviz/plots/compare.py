@@ -1,10 +1,11 @@
-"""Attention held against attention: two pictures and their difference, model variants, a training from its start.
+"""Comparisons of attention: two images and their difference, model variants, a training from its start.
 
 Each function makes a figure of its own, or draws in the place of `ax`, and attaches its numbers as a table, which
 `kaviz.figures.figure_data` gives back.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,10 +20,12 @@ from kaviz.figures import attach_data
 from kaviz.plots.attention_statistics import statistics_frame
 from kaviz.plots.map_grid import (
     FEW_LAYERS,
+    ROW_NAMES,
     Panel,
     Scale,
     attention_bar,
     check_layer,
+    column_width,
     difference_bar,
     draw_map,
     draw_map_grid,
@@ -32,8 +35,21 @@ from kaviz.plots.map_grid import (
     grid_size,
     map_frame,
     position_means_height,
+    sample_id,
+    sample_names,
 )
-from kaviz.style import SEQUENTIAL, VARIANT_COLORS, VARIANT_LINES, VARIANT_MARKERS, WIDTH, canvas, variant_of
+from kaviz.style import (
+    SEQUENTIAL,
+    VARIANT_COLORS,
+    VARIANT_LINES,
+    VARIANT_MARKERS,
+    WIDTH,
+    canvas,
+    fit,
+    place_legend,
+    split,
+    variant_of,
+)
 
 _TITLES = {  # of columns of `statistics_frame`
     "share of the variance (%)": "What the class explains",
@@ -41,6 +57,7 @@ _TITLES = {  # of columns of `statistics_frame`
     "entropy / log k²": "How even they are",
 }
 _ERROR = "test error (%)"
+_MOST_LAYERS = 8  # of a difference, where none are named
 
 Triple = Mapping[str, Panel]  # "A", "B" and "A − B"
 
@@ -49,29 +66,37 @@ def plot_layer_difference(
     record: AttentionRecord,
     samples: tuple[int, int],
     pictures: np.ndarray,
-    titles: tuple[str, str],
+    titles: tuple[str, str] | None = None,
+    layers: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Figure | SubFigure:
-    """The attention of two samples A and B and its difference A − B in every layer.
+    """The attention of two samples A and B and its difference A − B, layer by layer.
 
-    On the left the mean over the channels, on the right the channel in which the two differ most. The number under a
-    difference is the total variation distance of the two maps.
+    Of more than eight layers the eight are shown in which the two differ most in the mean over the channels. On the
+    left is this mean, on the right the channel in which the two differ most. The number under a difference is the total
+    variation distance of the two maps.
 
     Args:
         samples: the places of A and B in the record.
         pictures: of A and B, (2, H, W, 3) or (2, H, W), in [0, 1].
-        titles: of A and B.
+        titles: of A and B; None: their names in the record.
+        layers: which to show; None: chosen as said above.
     """
+    chosen = _most_different(record, samples) if layers is None else list(layers)
     rows = []
-    for layer in record.layers:
+    for layer in chosen:
+        check_layer(record, layer)
         maps = [record.attention[layer][sample] for sample in samples]
         channel = int(np.abs(maps[0] - maps[1]).sum(axis=(0, 1)).argmax())
-        ids, of = record.ids[list(samples)], {"layer": layer}
+        ids, of = [sample_id(record, sample) for sample in samples], {"layer": layer}
         means = _triple([values.mean(axis=-1) for values in maps], ids, of | {"channel": "mean"})
         single = _triple([values[..., channel] for values in maps], ids, of | {"channel": channel})
         rows.append([(layer, means), (f"channel {channel}", single)])
     headings = ["mean over the channels", "the channel that differs most"]
-    return _difference_figure(rows, headings, pictures, titles, "Two pictures, and the difference of their maps", ax)
+    title = "Two images, and the difference of their maps"
+    if layers is None and len(chosen) < len(record.layers):
+        title += f": the {len(chosen)} of {len(record.layers)} layers that differ most"
+    return _difference_figure(rows, headings, pictures, titles or _pair(record, samples), title, ax)
 
 
 def plot_channel_difference(
@@ -80,12 +105,13 @@ def plot_channel_difference(
     channels: Sequence[int],
     samples: tuple[int, int],
     pictures: np.ndarray,
-    titles: tuple[str, str],
+    titles: tuple[str, str] | None = None,
     ax: Axes | None = None,
 ) -> Figure | SubFigure:
     """The same in some channels of one layer, in two columns; arguments as in `plot_layer_difference`."""
     check_layer(record, layer)
-    maps, ids = [record.attention[layer][sample] for sample in samples], record.ids[list(samples)]
+    maps = [record.attention[layer][sample] for sample in samples]
+    ids = [sample_id(record, sample) for sample in samples]
     triples = [
         (
             f"channel {channel}",
@@ -94,12 +120,13 @@ def plot_channel_difference(
         for channel in channels
     ]
     rows = [triples[place : place + 2] for place in range(0, len(triples), 2)]
-    title = f"Two pictures, and the difference of their maps in {layer}"
+    title = f"Two images, and the difference of their maps in {layer}"
+    titles = titles or _pair(record, samples)
     return _difference_figure(rows, ["", ""][: len(triples)], pictures, titles, title, ax)
 
 
 def plot_variants(records: Mapping[str, Sequence[AttentionRecord]], ax: Axes | None = None) -> Figure | SubFigure:
-    """What the attention of several models comes to, layer by layer: statistics above, mean maps below.
+    """Comparison of the attention of several models, layer by layer: statistics above, mean maps below.
 
     Lines are means over the seeds, marks the single seeds, of what `statistics_frame` gives. Maps are means over
     samples, channels and seeds.
@@ -118,8 +145,9 @@ def plot_variants(records: Mapping[str, Sequence[AttentionRecord]], ax: Axes | N
     frames = {model: _statistics(dict(enumerate(own))) for model, own in records.items()}
     table = pd.concat(frames, names=["model", "run", "layer"])
     below = position_means_height(len(records), len(layers))
-    figure = canvas(ax, (WIDTH, 3.9 + below))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3.9, below])
+    figure = canvas(ax, (WIDTH, 4.4 + below))
+    top, bottom = split(figure, 2, 1, height_ratios=[4.4, below])
+    style: dict[str, Any]
     for axes, (name, title) in zip(top.subplots(1, len(_TITLES)), _TITLES.items(), strict=True):
         for model in records:
             variant = variant_of(model)
@@ -128,14 +156,14 @@ def plot_variants(records: Mapping[str, Sequence[AttentionRecord]], ax: Axes | N
             axes.plot(values.to_numpy(), linestyle="none", markerfacecolor="white", markersize=4, **style)
             axes.plot(values.mean(axis=1).to_numpy(), VARIANT_LINES[variant], linewidth=2, label=model, **style)
         slope = 30 if len(layers) <= FEW_LAYERS else 90
-        tilted = {"rotation": slope, "ha": "right", "va": "center", "rotation_mode": "anchor"}
+        tilted: dict[str, Any] = {"rotation": slope, "ha": "right", "va": "center", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(layers)), layers, fontsize="small", **tilted)
         axes.margins(x=0.1)
         _finish(axes, title, name)
     handles, _ = axes.get_legend_handles_labels()
     if len(every) > len(records):
         handles.append(Line2D([], [], color="0.4", marker="o", mfc="white", ms=4, ls="none", label="small: each seed"))
-    top.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    place_legend(top, handles, "outside upper center")
     means = {
         model: {layer: np.mean([record.mean(layer).mean(axis=-1) for record in own], axis=0) for layer in layers}
         for model, own in records.items()
@@ -148,7 +176,7 @@ def plot_variants(records: Mapping[str, Sequence[AttentionRecord]], ax: Axes | N
 def plot_training_statistics(
     records: Mapping[int, AttentionRecord], errors: Mapping[int, float], ax: Axes | None = None
 ) -> Figure | SubFigure:
-    """How a network's attention changes while it learns: test error, and what `statistics_frame` gives, by epoch.
+    """Changes of a network's attention while it learns: test error, and what `statistics_frame` gives, by epoch.
 
     Args:
         records: by epoch, 0 before training; of the same labelled samples.
@@ -161,7 +189,7 @@ def plot_training_statistics(
     layers = records[epochs[0]].layers
     table = _statistics({epoch: records[epoch] for epoch in epochs}).rename_axis(["epoch", "layer"])
     colors = mpl.colormaps[SEQUENTIAL](np.linspace(0, 0.85, len(layers)))
-    figure = canvas(ax, (WIDTH, 5.6))
+    figure = canvas(ax, (WIDTH, 5.4 + 0.06 * len(layers)))
     first, *others = figure.subplots(2, 2, sharex=True).flat
     tested = pd.DataFrame({"epoch": epochs, "quantity": _ERROR, "value": [errors[epoch] for epoch in epochs]})
     first.plot(epochs, tested["value"], "o-", color="black", markersize=4)
@@ -173,7 +201,7 @@ def plot_training_statistics(
     for axes in figure.axes[-2:]:
         axes.set_xlabel("epoch (0: before training)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(len(layers), 4))
+    place_legend(figure, axes.get_legend_handles_labels()[0], "outside upper center", "x-small")
     drawn = table.melt(var_name="quantity", ignore_index=False).reset_index()
     return attach_data(figure, pd.concat([tested, drawn], ignore_index=True))
 
@@ -202,7 +230,7 @@ def plot_training_maps(
         [
             Panel(
                 records[epoch].attention[layer][sample, ..., channel],
-                {"layer": layer, "channel": channel, "sample": records[epoch].ids[sample], "epoch": epoch},
+                {"layer": layer, "channel": channel, "sample": sample_id(records[epoch], sample), "epoch": epoch},
             )
             for epoch in epochs
         ]
@@ -216,7 +244,20 @@ def plot_training_maps(
     return attach_data(figure, map_frame(rows))
 
 
-def _triple(maps: Sequence[np.ndarray], ids: np.ndarray, of: Mapping) -> Triple:
+def _most_different(record: AttentionRecord, samples: tuple[int, int]) -> list[str]:
+    """The layers to show, in the model's order."""
+    one, other = samples
+    apart = [np.abs((maps[one] - maps[other]).mean(axis=-1)).sum() for maps in record.attention.values()]
+    chosen = np.sort(np.argsort(-np.array(apart), kind="stable")[:_MOST_LAYERS])
+    return [record.layers[place] for place in chosen]
+
+
+def _pair(record: AttentionRecord, samples: tuple[int, int]) -> tuple[str, str]:
+    first, second = sample_names(record, samples)
+    return first, second
+
+
+def _triple(maps: Sequence[np.ndarray], ids: Sequence[Any], of: dict[str, Any]) -> Triple:
     a, b = maps
     distance = np.abs(a - b).sum() / 2
     return {
@@ -234,7 +275,7 @@ def _difference_figure(
     title: str,
     ax: Axes | None,
 ) -> Figure | SubFigure:
-    """Triples A, B, A − B in rows and columns, each with a title, below the two pictures."""
+    """Triples A, B, A − B in rows and columns, each with a title, below the two images."""
     blocks = len(headings)
     width, height = grid_size(len(rows) + 1, 4 * blocks, captions=True)
     figure = canvas(ax, (width if blocks > 1 else 0.6 * width, height + 1.1))
@@ -248,25 +289,27 @@ def _difference_figure(
         for difference in (False, True)
     )
     scale = Scale.of(maps)
+    apart = scale.of_differences(differences)
+    wide = column_width(figure, 4 * blocks - 1)
     for block, heading in enumerate(headings):
         first, second, third = grid[0, 4 * block : 4 * block + 3]
         for axes, picture, letter, name in zip((first, second), pictures, "AB", titles, strict=True):
             draw_picture(axes, picture)
-            axes.set_xlabel(f"{letter}: {name}", fontsize="small", labelpad=2)
-        third.text(0.5, 0, "A − B", transform=third.transAxes, fontsize="small", ha="center", va="bottom")
-        second.set_title(heading, fontsize="small", loc="center")
+            text = fit(f"{letter}: {name}", wide, "x-small", 4)
+            axes.set_title(text, fontsize="x-small", fontweight="normal", loc="center")
+        third.set_title("A − B", fontsize="x-small", fontweight="normal", loc="center")
+        third.text(0.5, 0.5, fit(heading, wide), transform=third.transAxes, fontsize="small", ha="center", va="center")
     for line, row in zip(grid[1:], rows, strict=True):
         for block, (name, triple) in enumerate(row):
             for axes, (shown, panel) in zip(line[4 * block :], triple.items(), strict=False):
                 even = 1 / panel.values.size
-                draw_map(axes, panel.values, scale.around(0 if shown == "A − B" else even, even))
+                draw_map(axes, panel.values, (apart if shown == "A − B" else scale).norm(even))
                 axes.set_xlabel(panel.caption, fontsize="x-small", labelpad=2)
-            line[4 * block].set_ylabel(name, rotation=0, ha="right", va="center", fontsize="small")
+            line[4 * block].set_ylabel(fit(name, ROW_NAMES), rotation=0, ha="right", va="center", fontsize="small")
     sizes = {values.size for values in maps}
-    clipped = any(np.abs(values).max() * values.size > scale.reach for values in differences)
     # Below the first and the last block, so that nothing of the width is lost.
     attention_bar(figure, scale, sizes, ax=grid[1:, :3], location="bottom")
-    difference_bar(figure, Scale(scale.reach, clipped), sizes, ax=grid[1:, -3:], location="bottom")
+    difference_bar(figure, apart, sizes, ax=grid[1:, -3:], location="bottom")
     figure_title(figure, title)
     return attach_data(figure, map_frame(panels))
 

@@ -1,4 +1,4 @@
-"""What interventions on the attention do to a model's decisions: the rows of `kaconv.attention.effects`, drawn.
+"""Effects of interventions on the attention on a model's decisions: the rows of `kaconv.attention.effects`, drawn.
 
 Each function makes a figure of its own, or draws in the place of `ax`, and attaches its numbers as a table, which
 `kaviz.figures.figure_data` gives back.
@@ -17,8 +17,28 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from kaviz.figures import attach_data
-from kaviz.plots.map_grid import Scale, attention_bar, draw_map, figure_title
-from kaviz.style import SEQUENTIAL, VARIANT_COLORS, VARIANT_MARKERS, WIDTH, canvas, variant_of
+from kaviz.plots.map_grid import (
+    MOST_CELLS_WITH_NUMBERS,
+    ROW_NAMES,
+    Scale,
+    attention_bar,
+    draw_map,
+    ends,
+    figure_title,
+    frame,
+    write_numbers,
+)
+from kaviz.style import (
+    SEQUENTIAL,
+    VARIANT_COLORS,
+    VARIANT_MARKERS,
+    WIDTH,
+    canvas,
+    fit,
+    place_legend,
+    signed,
+    variant_of,
+)
 
 Row = Mapping[str, Any]
 
@@ -27,14 +47,14 @@ _COST = "fall of the true class's probability (%)"
 
 
 def plot_effects(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFigure:
-    """How each intervention changes the test error, a panel for each layer, all on one axis.
+    """Change of the test error by each intervention, a panel for each layer, all on one axis.
 
     Args:
         rows: pooled effects, as `kaconv.attention.effects.pool_effects` gives them.
     """
     layers, models, interventions = (_distinct(rows, key) for key in ("layer", "model", "intervention"))
     lines = -(-len(layers) // _COLUMNS)
-    figure = canvas(ax, (WIDTH, lines * (0.35 + 0.19 * len(interventions) * (len(models) + 0.5)) + 1.3))
+    figure = canvas(ax, (WIDTH, lines * (0.6 + 0.19 * len(interventions) * (len(models) + 0.5)) + 1.3))
     grid = figure.subplots(lines, min(_COLUMNS, len(layers)), sharex=True, sharey=True, squeeze=False)
     for axes, layer in zip(grid.flat, layers, strict=False):
         axes.axvline(0, color="black", linewidth=1, zorder=1)
@@ -42,14 +62,19 @@ def plot_effects(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFig
             place = interventions.index(row["intervention"]) + _offset(row, models, 0.3)
             _draw_effect(axes, row, "error_change", place, upright=False)
             end = max(row["error_change_interval"][1], *row["error_change_values"])
-            style = {"textcoords": "offset points", "va": "center", "fontsize": "x-small", "color": _color(row)}
-            axes.annotate(f"{row['error_change']:+.1f}".replace("-", "−"), (end, place), (5, 0), **style)
-        axes.set_title(layer, fontsize="small")
+            style: dict[str, Any] = {
+                "textcoords": "offset points",
+                "va": "center",
+                "fontsize": "x-small",
+                "color": _color(row),
+            }
+            axes.annotate(signed(row["error_change"], "+.1f"), (end, place), (5, 0), **style)
+        axes.set_title(fit(layer, 0.18 * WIDTH, "x-small"), fontsize="x-small")
         axes.tick_params(labelsize="small")
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.15)  # for the numbers
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(_signed))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
     for axes in grid.flat[len(layers) :]:
@@ -66,9 +91,9 @@ def plot_effects(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFig
 
 
 def plot_transplants(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFigure:
-    """What another picture's attention does, and what its class has to do with it, layer by layer.
+    """Effects of another image's attention, and the part that its class has in them, layer by layer.
 
-    On the left the test error with the attention of a picture of the same class and of another; on the right, how
+    On the left the test error with the attention of an image of the same class and of another; on the right, how
     often another class's attention leads to a decision for that class.
 
     Args:
@@ -96,26 +121,26 @@ def plot_transplants(rows: Sequence[Row], ax: Axes | None = None) -> Figure | Su
         _draw_effect(left, near, "error_change", place - 0.08, upright=True)
         _draw_effect(left, far, "error_change", place + 0.08, upright=True)
         _draw_effect(right, far, "donors_class", place, upright=True)
-    left.yaxis.set_major_formatter(FuncFormatter(_signed))
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
     left.set_ylabel("change of the test error\n(percentage points)")
-    left.set_title("Test error: same class → another class", fontsize="small")
+    left.set_title("Test error:\nsame class → another class", fontsize="small")
     right.set_ylim(bottom=0)
     right.set_ylabel("decisions for the donor's class (%)")
-    right.set_title("Another class's attention: whose class wins?", fontsize="small")
+    right.set_title("Another class's attention:\nwhose class wins?", fontsize="small")
     for axes in (left, right):
-        axes.set_xticks(range(len(layers)), layers, fontsize="small", rotation=20 if len(layers) <= 4 else 90)
+        axes.set_xticks(range(len(layers)), layers, fontsize="x-small", rotation=20 if len(layers) <= 4 else 90)
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
     _legend(figure, same)
-    figure_title(figure, "Decisions with the attention of another picture")
+    figure_title(figure, "Decisions with the attention of another image")
     frames = [_effect_frame([*same, *other], "error_change"), _effect_frame(other, "donors_class")]
     return attach_data(figure, pd.concat(frames, ignore_index=True))
 
 
 def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFigure:
-    """For each kernel position, its mean attention and what its removal costs, layer by layer; numbers in percent.
+    """Mean attention of each kernel position and the cost of its removal, layer by layer; numbers in percent.
 
-    The cost is by how much the true class's probability falls, as a geometric mean over the pictures. All costs share
+    The cost is by how much the true class's probability falls, as a geometric mean over the images. All costs share
     one scale, which a square root stretches near 0.
 
     Args:
@@ -135,8 +160,8 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
     scale = Scale.of(attention.values())
     costs = PowerNorm(0.5, 0, max(1e-9, *(values.max() for values in cost.values())), clip=True)
     columns = 2 * len(models)
-    side = min(1.25, 0.8 * WIDTH / columns)
-    figure = canvas(ax, (min(WIDTH, columns * (side + 0.5) + 1.4), len(layers) * (side + 0.1) + 1.7))
+    side = min(1.25, 0.8 * WIDTH / columns, max(0.8, 12 / len(layers)))
+    figure = canvas(ax, (min(WIDTH, columns * (side + 0.5) + 1.4), len(layers) * (side + 0.1) + 2.8))
     grid = figure.subplots(len(layers), columns, squeeze=False)
     for line, layer in zip(grid, layers, strict=True):
         for axes in line:
@@ -145,18 +170,29 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
         for place, key in enumerate((layer, model) for model in models):
             if key in groups:  # models may differ in their layers
                 even = 1 / attention[key].size
-                draw_map(line[2 * place], attention[key], scale.around(even, even), numbers=True)
+                few = attention[key].size <= MOST_CELLS_WITH_NUMBERS
+                draw_map(line[2 * place], attention[key], scale.norm(even), numbers=few)
                 _draw_costs(line[2 * place + 1], cost[key], costs)
-        line[0].set_ylabel(layer, rotation=0, ha="right", va="center", fontsize="small")
+        line[0].set_ylabel(fit(layer, ROW_NAMES), rotation=0, ha="right", va="center", fontsize="small")
     for place, model in enumerate(models):
-        grid[0, 2 * place].set_title(f"{model}\nmean attention", fontsize="small")
-        grid[0, 2 * place + 1].set_title("\ncost of removal", fontsize="small", fontweight="normal")
+        name = fit(f"{model}\nmean attention", side, "x-small")
+        grid[0, 2 * place].set_title(name, fontsize="x-small", loc="center")
+        cost_title = fit("cost of removal", side, "x-small")
+        grid[0, 2 * place + 1].set_title(cost_title, fontsize="x-small", fontweight="normal", loc="center")
     sizes = {values.size for values in attention.values()}
-    attention_bar(figure, scale, sizes, dots=False, ax=grid[:, : len(models)], location="bottom", aspect=25)
-    place = {"ax": grid[:, len(models) :], "location": "bottom", "aspect": 25}
-    bar = figure.colorbar(ScalarMappable(costs, SEQUENTIAL), **place)
-    bar.set_label(_COST, fontsize="small")
-    bar.set_ticks([tick for tick in MaxNLocator(5).tick_values(0, costs.vmax) if tick <= costs.vmax])
+    attention_bar(
+        figure,
+        scale,
+        sizes,
+        dots=max(sizes) > MOST_CELLS_WITH_NUMBERS,
+        ax=grid[:, : len(models)],
+        location="bottom",
+        aspect=25,
+    )
+    bar = figure.colorbar(ScalarMappable(costs, SEQUENTIAL), ax=grid[:, len(models) :], location="bottom", aspect=25)
+    bar.set_label("fall of the true class's\nprobability (%)", fontsize="small")
+    most = ends(costs)[1]
+    bar.set_ticks([tick for tick in MaxNLocator(4).tick_values(0, most) if tick == 0 or 0.1 * most < tick <= most])
     bar.ax.tick_params(labelsize="small")
     figure_title(figure, "Which position is looked at, and which one would be missed")
     return attach_data(figure, _removal_frame(rows))
@@ -165,7 +201,7 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
 def plot_attention_and_cost(
     rows: Sequence[Row], correlations: Sequence[Row], ax: Axes | None = None
 ) -> Figure | SubFigure:
-    """Does a position's mean attention say what its removal costs? A panel for each layer, a mark for each position.
+    """Cost of a position's removal against its mean attention: a panel for each layer, a mark for each position.
 
     Args:
         rows: those of `kaconv.attention.effects.measure_removals`, each with its model and seed.
@@ -185,10 +221,10 @@ def plot_attention_and_cost(
         axes.axvline(100 / len(positions), color="0.5", linewidth=1, linestyle=":")
         axes.axhline(0, color="0.5", linewidth=1)
         texts = [_correlation_text(row) for row in correlations if row["layer"] == layer]
-        axes.set_title("\n".join([layer, *texts]), fontsize="small", linespacing=1.4)
+        axes.set_title("\n".join([fit(layer, 0.18 * WIDTH, "x-small"), *texts]), fontsize="x-small", linespacing=1.4)
         axes.set_yscale("symlog", linthresh=1)
         axes.yaxis.set_major_locator(FixedLocator([-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, "g")))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
@@ -202,7 +238,7 @@ def plot_attention_and_cost(
     handles.append(Line2D([], [], color="0.5", linewidth=1, linestyle=":", label="1/k²"))
     text = "ρ: rank correlation, mean over seeds [95% interval]"
     handles.append(Line2D([], [], linestyle="none", label=text))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="x-small", columnspacing=1)
+    place_legend(figure, handles, "outside lower center", "x-small")
     figure_title(figure, "Does the attention that a position gets say what its removal costs?")
     return attach_data(figure, _removal_frame(rows))
 
@@ -223,22 +259,22 @@ def _draw_effect(axes: Axes, row: Row, measure: str, place: float, *, upright: b
 
 
 def _draw_costs(axes: Axes, values: np.ndarray, norm: PowerNorm) -> None:
-    axes.imshow(values, norm=norm, cmap=SEQUENTIAL)
-    for (row, column), value in np.ndenumerate(values):
-        color = "black" if norm(value) > 0.5 else "white"
-        axes.text(column, row, _short(value), color=color, fontsize=7, ha="center", va="center")
+    image = axes.imshow(values, norm=norm, cmap=SEQUENTIAL)
+    if values.size <= MOST_CELLS_WITH_NUMBERS:
+        write_numbers(axes, image, [_short(value) for value in values.flat])
+    frame(axes)
 
 
 def _legend(figure: Figure | SubFigure, rows: Sequence[Row]) -> None:
     handles = [Line2D([], [], **_marker(model), label=model) for model in _distinct(rows, "model")]
     several = len(rows[0]["seeds"]) > 1
-    over = f"{len(rows[0]['seeds'])} seeds (Student's)" if several else "pictures"
+    over = f"{len(rows[0]['seeds'])} seeds (Student's)" if several else "images"
     handles.append(Line2D([], [], color="0.4", marker="|", markersize=11, label=f"mean, 95% interval over {over}"))
-    label = "hollow: 0 is in the 95% interval over pictures"
+    label = "hollow: 0 is in the 95% interval over images"
     handles.append(
         Line2D([], [], color="0.4", marker="o", markersize=4, markerfacecolor="white", ls="none", label=label)
     )
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="x-small", columnspacing=1)
+    place_legend(figure, handles, "outside lower center", "x-small")
 
 
 def _effect_frame(rows: Sequence[Row], measure: str) -> pd.DataFrame:
@@ -268,15 +304,15 @@ def _map(rows: Sequence[Row], values: Sequence[float]) -> np.ndarray:
 
 
 def _cost(row: Row) -> float:
-    """Fall of the true class's probability in percent, its geometric mean over the pictures."""
+    """Fall of the true class's probability in percent, its geometric mean over the images."""
     return 100 * (1 - float(np.exp(row["log_probability_change"])))
 
 
 def _correlation_text(row: Row) -> str:
-    text = f"{variant_of(row['model'])}: ρ = {row['correlation']:.2f}"
+    text = f"{variant_of(row['model'])}: ρ = {signed(row['correlation'], '.2f')}"
     if row["correlation_interval"]:
-        text += " [{:.2f}, {:.2f}]".format(*row["correlation_interval"])
-    return text.replace("-", "−")
+        text += " [{}, {}]".format(*(signed(end, ".2f") for end in row["correlation_interval"]))
+    return text
 
 
 def _marker(model: str) -> dict[str, Any]:
@@ -296,9 +332,5 @@ def _color(row: Row) -> str:
     return VARIANT_COLORS[variant_of(row["model"])]
 
 
-def _signed(value: float, _: Any = None) -> str:
-    return f"{value:+g}".replace("-", "−") if value else "0"
-
-
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.1f}".replace("-", "−")
+    return signed(value, ".0f" if abs(value) >= 9.95 else ".1f")

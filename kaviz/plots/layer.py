@@ -1,6 +1,7 @@
-"""What happens inside one KAConv layer: its maps, one for each kernel position, and its attention."""
+"""The inside of one KAConv layer: its maps, one for each kernel position, and its attention."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,9 +10,26 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from kaviz.style import DIVERGING, SEQUENTIAL, VARIANT_COLORS, VARIANT_LABELS, VARIANT_MARKERS, WIDTH
-
-_MOST_CELLS_WITH_NUMBERS = 9
+from kaviz.plots.map_grid import (
+    MOST_CELLS_WITH_NUMBERS,
+    Scale,
+    ends,
+    figure_title,
+    frame,
+    value_norm,
+    write_numbers,
+)
+from kaviz.style import (
+    DIVERGING,
+    SEQUENTIAL,
+    VARIANT_COLORS,
+    VARIANT_LABELS,
+    VARIANT_MARKERS,
+    WIDTH,
+    fit,
+    signed,
+    split,
+)
 
 
 def plot_photo_and_kernels(photo: np.ndarray, kernels: np.ndarray, names: Sequence[str]) -> Figure:
@@ -23,17 +41,17 @@ def plot_photo_and_kernels(photo: np.ndarray, kernels: np.ndarray, names: Sequen
         names: of the C kernels.
     """
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
+    left, right = split(figure, 1, 2)
     axes = left.subplots()
     axes.imshow(photo, interpolation="auto")
     axes.set_title("The photo", fontsize="medium")
-    _bare(axes)
+    frame(axes)
     columns = -(-len(kernels) // 2)
     grid = right.subplots(2, columns, squeeze=False)
-    scale = _scale(kernels, center=0)
+    scale = value_norm(kernels, 0)
     for axes, kernel, name in zip(grid.flat, kernels, names, strict=False):
-        image = _draw_kernel_map(axes, kernel, scale, DIVERGING)
-        axes.set_title(name, fontsize="x-small", fontweight="normal", loc="center")
+        image = _draw_kernel_map(axes, kernel, scale, DIVERGING, numbers=columns <= 3)  # else cells are too small
+        axes.set_title(fit(name, 3.0 / columns, "x-small"), fontsize="x-small", fontweight="normal", loc="center")
     for axes in grid.flat[len(kernels) :]:
         axes.remove()
     right.colorbar(image, ax=right.axes, label="kernel weight", shrink=0.8, aspect=25)
@@ -62,17 +80,19 @@ def plot_position_maps(
     _check(len(maps) == rows * columns, f"{len(maps)} maps do not fill a kernel of {rows}×{columns}")
     height, width = maps.shape[1:]
     panel = 0.88 * WIDTH / columns
-    figure = Figure(figsize=(WIDTH, rows * (panel * height / width + 0.25) + 0.4), layout="constrained")
+    figure = Figure(
+        figsize=(WIDTH, rows * (panel * height / width + 0.25 + 0.15 * (columns > 3)) + 0.4), layout="constrained"
+    )
     grid = figure.subplots(rows, columns, squeeze=False)
-    scale = _scale(maps, center)
-    size = "small" if columns <= 3 else "xx-small"
+    scale = value_norm(maps, center)
+    size = "small" if columns <= 3 else "x-small"
     for position, (axes, values) in enumerate(zip(grid.flat, maps, strict=True)):
         image = axes.imshow(values, norm=scale, cmap=_colormap(center), interpolation="auto")
         note = f": {notes[position]}" if notes else ""
-        axes.set_title(f"p = {position}{note}", fontsize=size, fontweight="normal")
-        _bare(axes)
+        axes.set_title(fit(f"p = {position}{note}", 0.95 * panel, size), fontsize=size, fontweight="normal")
+        frame(axes)
     figure.colorbar(image, ax=grid, label=label, shrink=0.6, aspect=28)
-    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    figure_title(figure, title)
     return figure
 
 
@@ -85,18 +105,18 @@ def plot_identity(summed: np.ndarray, convolved: np.ndarray) -> Figure:
     height, width = summed.shape
     figure = Figure(figsize=(WIDTH, WIDTH / 3 * height / width + 0.9), layout="constrained")
     grid = figure.subplots(1, 3)
-    scale = _scale(np.stack([summed, convolved]), center=0)
+    scale = value_norm(np.stack([summed, convolved]), 0)
     for axes, values, title in zip(grid, (summed, convolved), ("Σ$_p$ Z$_p$", "conv2d"), strict=False):
         image = axes.imshow(values, norm=scale, cmap=DIVERGING, interpolation="auto")
         axes.set_title(title)
     figure.colorbar(image, ax=grid[:2], location="bottom", label="value", shrink=0.6, aspect=35)
     difference = summed.astype(np.float64) - convolved
-    image = grid[2].imshow(difference, norm=_scale(difference, center=0), cmap=DIVERGING)
-    grid[2].set_title(f"Difference, at most {np.abs(difference).max():.1e}")
+    image = grid[2].imshow(difference, norm=value_norm(difference, 0), cmap=DIVERGING)
+    grid[2].set_title(f"Difference, at most {np.abs(difference).max():.1e}".replace("-", "−"), fontsize="small")
     bar = figure.colorbar(image, ax=grid[2], location="bottom", label="difference", shrink=0.8, aspect=23)
     bar.ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
     for axes in grid:
-        _bare(axes)
+        frame(axes)
     return figure
 
 
@@ -115,12 +135,18 @@ def plot_kernel_maps(
         channels: names of the C channels.
         label, center: as in `plot_position_maps`.
     """
-    figure, _ = _kernel_maps(maps, channels, title, label, center)
+    norm = value_norm(np.stack(list(maps.values())), center)
+    figure, bar = _kernel_maps(maps, channels, title, label, norm, _colormap(center))
+    if all((values >= 0).all() for values in maps.values()):
+        low, high = ends(norm)
+        bar.ax.set_ylim(max(low, 0), high)  # the colours may be symmetric, but there is nothing below zero
     return figure
 
 
 def plot_attention_by_channel(attention: Mapping[str, np.ndarray], channels: Sequence[str], *, title: str) -> Figure:
     """Attention over the kernel's positions: white is 1/(kh·kw), "no preference", marked on the colour bar.
+
+    The scale is that of all maps, `kaviz.plots.map_grid.Scale`: logarithmic where a position has more than twice this.
 
     Args:
         attention: for each row its name and one sample's attention (kh, kw, C).
@@ -128,21 +154,20 @@ def plot_attention_by_channel(attention: Mapping[str, np.ndarray], channels: Seq
     """
     kh, kw = next(iter(attention.values())).shape[:2]
     even = 1 / (kh * kw)
-    figure, bar = _kernel_maps(attention, channels, title, "attention $A_p$", even)
+    scale = Scale.of(values[..., channel] for values in attention.values() for channel in range(len(channels)))
+    norm, label = scale.norm(even), "attention $A_p$" + ", log" * scale.logarithmic
+    figure, bar = _kernel_maps(attention, channels, title, label, norm, DIVERGING)
     bar.ax.axhline(even, color="black", linewidth=1.5)
-    high = bar.mappable.norm.vmax
-    bar.ax.set_ylim(0, high)  # the colours are symmetric, but attention is never negative
-    shares = range(int(high / even) + 1)
-    bar.set_ticks(
-        [share * even for share in shares], labels=[f"{share}/{kh * kw}" if share else "0" for share in shares]
-    )
+    low, high = ends(norm)
+    bar.set_ticks([low, even, high], labels=[f"{low:.3f}", f"1/{kh * kw}", f"{high:.3f}"])
+    bar.minorticks_off()
     return figure
 
 
 def plot_aggregation(
     even: np.ndarray, attended: Mapping[str, np.ndarray], replaced: np.ndarray, *, title: str
 ) -> Figure:
-    """The sum of a channel's maps under several attentions, what each adds to the even sum, and the ordinary triple.
+    """Sums of a channel's maps under several attentions, their differences to the even sum, and the ordinary triple.
 
     Args:
         even: the sum with every attention 1/(kh·kw), (H, W).
@@ -155,8 +180,8 @@ def plot_aggregation(
     figure = Figure(figsize=(WIDTH, 2 * (0.8 * WIDTH / columns * height / width + 0.35) + 0.3), layout="constrained")
     grid = figure.subplots(2, columns, squeeze=False)
     differences = {f"{name}, minus even": values - even for name, values in attended.items()}
-    value_scale = _scale(np.stack([even, *attended.values()]), center=None)
-    difference_scale = _scale(np.stack(list(differences.values())), center=0)
+    value_scale = value_norm(np.stack([even, *attended.values()]))
+    difference_scale = value_norm(np.stack(list(differences.values())), 0)
     for axes, (name, values) in zip(grid[0], ({"Even, 1/k²": even} | dict(attended)).items(), strict=True):
         value_image = axes.imshow(values, norm=value_scale, cmap=SEQUENTIAL, interpolation="auto")
         axes.set_title(name, fontsize="small")
@@ -167,16 +192,16 @@ def plot_aggregation(
     replaced_image = grid[1, 0].imshow(replaced, norm=limit, cmap=SEQUENTIAL, interpolation="auto")
     grid[1, 0].set_title("Ordinary triple", fontsize="small")
     for axes in grid.flat:
-        _bare(axes)
+        frame(axes)
     figure.colorbar(value_image, ax=grid[0], label="output", aspect=12)
     figure.colorbar(difference_image, ax=grid[1], label="difference", aspect=12)
     figure.colorbar(replaced_image, ax=grid[1, 0], label="output", location="left", aspect=12, extend="max")
-    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    figure_title(figure, title)
     return figure
 
 
 def plot_attention_shift(shifts: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> Figure:
-    """How far the attention moves when the input is changed: every draw as a small mark, the median as a large one.
+    """Movement of the attention when the input is changed: every draw as a small mark, the median as a large one.
 
     Args:
         shifts: for each panel its title; for "L" and "H"; for each change of the input the total variation distances
@@ -200,7 +225,7 @@ def plot_attention_shift(shifts: Mapping[str, Mapping[str, Mapping[str, np.ndarr
 
 
 def _draw_shifts(axes: Axes, variant: str, rows: Sequence[np.ndarray], offset: float) -> None:
-    style = {"color": VARIANT_COLORS[variant], "marker": VARIANT_MARKERS[variant], "linestyle": "none"}
+    style: dict[str, Any] = {"color": VARIANT_COLORS[variant], "marker": VARIANT_MARKERS[variant], "linestyle": "none"}
     for row, draws in enumerate(rows):
         axes.plot(draws, np.full(len(draws), row + offset), **style, markersize=3, alpha=0.35)
     medians = [np.median(draws) for draws in rows]
@@ -209,53 +234,35 @@ def _draw_shifts(axes: Axes, variant: str, rows: Sequence[np.ndarray], offset: f
 
 
 def _kernel_maps(
-    maps: Mapping[str, np.ndarray], channels: Sequence[str], title: str, label: str, center: float | None
+    maps: Mapping[str, np.ndarray], channels: Sequence[str], title: str, label: str, norm: Normalize, colormap: str
 ) -> tuple[Figure, Colorbar]:
     kh, kw = next(iter(maps.values())).shape[:2]
-    cell = 0.82 * WIDTH / len(channels)
-    figure = Figure(figsize=(WIDTH, len(maps) * cell * kh / kw + 0.75), layout="constrained")
+    cell = 0.76 * WIDTH / len(channels)
+    figure = Figure(figsize=(WIDTH, max(len(maps) * cell * kh / kw, 1.1) + 0.9), layout="constrained")
     grid = figure.subplots(len(maps), len(channels), squeeze=False)
-    scale = _scale(np.stack(list(maps.values())), center)
     for line, (name, values) in zip(grid, maps.items(), strict=True):
-        for channel, axes in enumerate(line):
-            image = _draw_kernel_map(axes, values[:, :, channel], scale, _colormap(center))
+        for place, axes in enumerate(line):
+            image = _draw_kernel_map(axes, values[:, :, place], norm, colormap)
         line[0].set_ylabel(name)
     for axes, channel in zip(grid[0], channels, strict=True):
-        axes.set_title(channel, fontsize="x-small", fontweight="normal", loc="center")
+        axes.set_title(fit(channel, 0.95 * cell, "x-small"), fontsize="x-small", fontweight="normal", loc="center")
     bar = figure.colorbar(image, ax=grid, label=label, aspect=10 + 8 * len(maps))
-    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    figure_title(figure, title)
     return figure, bar
 
 
-def _draw_kernel_map(axes: Axes, values: np.ndarray, scale: Normalize, colormap: str) -> AxesImage:
+def _draw_kernel_map(
+    axes: Axes, values: np.ndarray, scale: Normalize, colormap: str, numbers: bool = True
+) -> AxesImage:
     image = axes.imshow(values, norm=scale, cmap=colormap)
-    if values.size <= _MOST_CELLS_WITH_NUMBERS:
-        for (row, column), value in np.ndenumerate(values):
-            red, green, blue, _ = image.cmap(scale(value))
-            ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
-            text = f"{round(value, 2) + 0:.2f}".replace("-", "−")  # + 0: no "−0.00"
-            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=6.5)
-    _bare(axes)
+    if numbers and values.size <= MOST_CELLS_WITH_NUMBERS:
+        write_numbers(axes, image, [signed(value, ".2f") for value in values.flat], size=6.5)
+    frame(axes)
     return image
-
-
-def _scale(values: np.ndarray, center: float | None) -> Normalize:
-    if center is None:
-        return Normalize(0, float(values.max()))
-    reach = float(np.abs(values - center).max()) or 1e-12  # a map of nothing but the centre still has a scale
-    return Normalize(center - reach, center + reach)
 
 
 def _colormap(center: float | None) -> str:
     return SEQUENTIAL if center is None else DIVERGING
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color("0.7")
 
 
 def _check(holds: bool, message: str) -> None:

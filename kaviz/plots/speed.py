@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pandas.io.formats.style import Styler
 
-from kaviz.style import VARIANT_COLORS, WIDTH
+from kaviz.style import VARIANT_COLORS, WIDTH, place_legend
 
 Row = Mapping[str, Any]
 
@@ -89,18 +89,15 @@ def plot_time_ratios(rows: Sequence[Row]) -> Figure:
             axes.plot(measured["floor_ms"] / plain["median_ms"], y, **_FLOOR)
 
     figure = _plot_ratios(rows, "time relative to the plain model (log)", value, details)
-    figure.legend(
-        handles=[
-            Line2D([], [], **_FLOOR, label="roofline floor"),
-            Line2D([], [], color="0.4", linewidth=3, alpha=0.45, label="quartiles over the rounds"),
-        ],
-        loc="outside upper center",
-        ncols=2,
-    )
+    handles = [
+        Line2D([], [], **_FLOOR, label="roofline floor"),
+        Line2D([], [], color="0.4", linewidth=3, alpha=0.45, label="quartiles over the rounds"),
+    ]
+    place_legend(figure, handles, "outside upper center")
     return figure
 
 
-_FLOOR = {"marker": "|", "markersize": 9, "markeredgewidth": 1.5, "color": "0.25", "linestyle": "none"}
+_FLOOR: dict[str, Any] = {"marker": "|", "markersize": 9, "markeredgewidth": 1.5, "color": "0.25", "linestyle": "none"}
 
 
 def plot_peak_memory(rows: Sequence[Row]) -> Figure:
@@ -185,7 +182,7 @@ def _scale(axes: Axes, lines: Sequence[str | Row]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}×"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    names = [line if isinstance(line, str) else _LABELS.get(line["variant"], line["variant"]) for line in lines]
+    names = [line if isinstance(line, str) else str(_LABELS.get(line["variant"], line["variant"])) for line in lines]
     axes.set_yticks(range(len(lines)), names, fontsize="small")
     for panel in axes.figure.axes:
         panel.tick_params(axis="y", length=0)

@@ -1,10 +1,11 @@
-"""Figures of how far the attention moves with the picture, from the results of `kaconv.attention.stability`.
+"""Figures of the distances by which the attention moves with the image, from `kaconv.attention.stability`.
 
-Distances are in proportion to that between two random pictures, which is 1 and marked.
+Distances are in proportion to that between two random images, which is 1 and marked.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.lines import Line2D
 from kaconv.attention.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE
 from kaviz.figures import attach_data
 from kaviz.plots.map_grid import draw_picture, figure_title
-from kaviz.style import SEQUENTIAL, WIDTH, canvas
+from kaviz.style import SEQUENTIAL, WIDTH, canvas, fit, place_legend
 
 # Okabe and Ito's colours, told apart by their markers, too; a kind that is none of these takes the last.
 _KINDS = {
@@ -29,19 +30,20 @@ _KINDS = {
     ANOTHER_OF_ITS_CLASS: ("black", "x"),
 }
 _OTHER = ("#4D4D4D", "P")
-_REFERENCES = {ANOTHER_PICTURE: "-", ANOTHER_OF_ITS_CLASS: ":"}
+_REFERENCES: dict[str, Literal["-", ":"]] = {ANOTHER_PICTURE: "-", ANOTHER_OF_ITS_CLASS: ":"}
 _MARKERS = "os^Dv"  # of layers
-_UNTRAINED = {"color": "0.6", "marker": "x"}
+_UNTRAINED: dict[str, Any] = {"color": "0.6", "marker": "x"}
 _MOST_NAMED = 6  # layers in a legend; of more, only the first and the last
-_MOST_COLUMNS = 6  # changed pictures in a row
+_MOST_COLUMNS = 6  # changed images in a row
+_FARTHEST = 2.0  # where the axes end: an untrained network, whose distances are noise, must not set them
 
 
 def plot_changed_pictures(
     original: np.ndarray, changed: Mapping[str, np.ndarray], rows: Sequence[Mapping], ax: Axes | None = None
 ) -> Figure | SubFigure:
-    """A picture under some changes, from the one that moves the attention least to the one that moves it most.
+    """An image under some changes, from the one that moves the attention least to the one that moves it most.
 
-    The numbers are of all pictures, means over the layers.
+    The numbers are of all images, means over the layers.
 
     Args:
         original: (H, W, 3) or (H, W), in [0, 1].
@@ -49,28 +51,32 @@ def plot_changed_pictures(
         rows: dicts of `kaconv.attention.stability.attention_stability`.
     """
     means = _by_change(rows).loc[list(changed)].sort_values("relative", kind="stable")
-    texts = [
-        f"{change}\nattention {row['relative']:.2f}\npixels {row['pixels']:.2f}" for change, row in means.iterrows()
-    ]
     lines = -(-(len(means) + 1) // _MOST_COLUMNS)
     columns = -(-(len(means) + 1) // lines)
+    texts = [
+        fit(f"{change}\nattention {row['relative']:.2f}\npixels {row['pixels']:.2f}", 0.87 * WIDTH / columns, "x-small")
+        for change, row in means.iterrows()
+    ]
     panel = 0.9 * WIDTH / columns * original.shape[0] / original.shape[1]
     figure = canvas(ax, (WIDTH, lines * (panel + 0.7) + 0.35))
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     pictures = [original, *(changed[change] for change in means.index)]
-    for axes, picture, text in zip(grid.flat, pictures, ["the picture", *texts], strict=False):
+    for axes, picture, text in zip(grid.flat, pictures, ["the image", *texts], strict=False):
         draw_picture(axes, picture)
         axes.set_title(text, fontsize="x-small", fontweight="normal")
-    figure_title(figure, "What moves the attention least, and what most (1: as far as another picture)")
+    figure_title(figure, "What moves the attention least, and what most (1: as far as another image)")
     return attach_data(figure, means.reset_index())
 
 
 def plot_stability(
     rows: Sequence[Mapping], reference: Sequence[Mapping] | None = None, ax: Axes | None = None
 ) -> Figure | SubFigure:
-    """How far each kind of change moves the attention, by its strength and layer by layer.
+    """Distance by which each kind of change moves the attention, by its strength and layer by layer.
+
+    An untrained model widens the axis to twice the distance between two random images at most; the legend says how far
+    it goes beyond.
 
     Args:
         rows: dicts of `kaconv.attention.stability.attention_stability`.
@@ -85,15 +91,21 @@ def plot_stability(
     lines = -(-len(kinds) // columns)
     figure = canvas(ax, (WIDTH, 2.3 * lines + 1))
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    table = None if reference is None else _by_change(reference)
+    farthest = 0.0 if table is None else float(table.loc[changes["change"].unique(), "relative"].max())
+    top = 1.08 * max(changes["relative"].max(), *levels, min(farthest, _FARTHEST))
     colors = dict(zip(layers, mpl.colormaps[SEQUENTIAL](np.linspace(0, 0.85, len(layers))), strict=True))
-    styles = {layer: {"color": colors[layer], "marker": marker} for layer, marker in zip(layers, cycle(_MARKERS))}
+    styles: dict[str, dict[str, Any]] = {
+        layer: {"color": colors[layer], "marker": marker} for layer, marker in zip(layers, cycle(_MARKERS))
+    }
     for axes, kind in zip(grid.flat, kinds, strict=False):
         own = changes[changes["kind"] == kind]
         strengths = list(own["strength"].unique())
-        line = "none" if isinstance(strengths[0], str) else "-"  # there is nothing between left-right and top-bottom
-        if reference is not None:
-            untrained = _by_change(reference).loc[own["change"].unique(), "relative"]
-            axes.plot(range(len(strengths)), untrained, **_UNTRAINED, linestyle=line.replace("-", "--"))
+        # There is nothing between left-right and top-bottom.
+        line: Literal["none", "-"] = "none" if isinstance(strengths[0], str) else "-"
+        if table is not None:
+            untrained = table.loc[own["change"].unique(), "relative"]
+            axes.plot(range(len(strengths)), untrained, **_UNTRAINED, linestyle="--" if line == "-" else "none")
         for layer, style in styles.items():
             axes.plot(range(len(strengths)), own.loc[own["layer"] == layer, "relative"], **style, linestyle=line)
         for reference_kind, line_style in _REFERENCES.items():
@@ -105,18 +117,19 @@ def plot_stability(
         axes.set_title(kind)
     for axes in grid.flat[len(kinds) :]:
         axes.remove()
-    grid[0, 0].set_ylim(bottom=0)
+    grid[0, 0].set_ylim(0, top)
     for axes in grid[:, 0]:
         axes.set_ylabel("distance of the attention")
     handles = [Line2D([], [], **style, label=layer) for layer, style in styles.items()]
     if len(handles) > _MOST_NAMED:
         handles = [handles[0], handles[-1]]
     if reference is not None:
-        handles.append(Line2D([], [], **_UNTRAINED, linestyle="--", label="untrained, mean over layers"))
-    lines_of = {"color": "black", "linewidth": 1}
-    handles += [Line2D([], [], **lines_of, linestyle=_REFERENCES[kind], label=kind) for kind in levels.index]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
-    figure_title(figure, "How far a changed picture's attention is from its own (1: as far as another picture's)")
+        beyond = f" (up to {farthest:.3g})" if farthest > top else ""
+        handles.append(Line2D([], [], **_UNTRAINED, linestyle="--", label=f"untrained, mean over layers{beyond}"))
+    for kind in levels.index:
+        handles.append(Line2D([], [], color="black", linewidth=1, linestyle=_REFERENCES[kind], label=kind))
+    place_legend(figure, handles, "outside lower center")
+    figure_title(figure, "Distance of a changed image's attention from its own (1: as far as another image's)")
     frames = [frame.assign(model="trained")] + (
         [pd.DataFrame(reference).assign(model="untrained")] if reference else []
     )
@@ -126,45 +139,51 @@ def plot_stability(
 def plot_attention_against_pixels(
     models: Mapping[str, Sequence[Mapping]], ax: Axes | None = None
 ) -> Figure | SubFigure:
-    """Does the attention move as far as the picture does? A panel for each model; means over its layers.
+    """Distance of the attention against that of the pixels: a panel for each model; means over its layers.
+
+    The axes end at about twice the distance between two random images: marks at the upper edge lie beyond, as the title
+    says. The strongest change of each kind is named.
 
     Args:
         models: for each model its name and the dicts of `kaconv.attention.stability.attention_stability`.
     """
     tables = {name: _by_change(rows) for name, rows in models.items()}
-    limit = 1.08 * max(table[["relative", "pixels"]].to_numpy().max() for table in tables.values())
-    figure = canvas(ax, (WIDTH, 0.5 * WIDTH / len(models) * 2 + 0.9))
+    pixels, attention = (max(table[name].max() for table in tables.values()) for name in ("pixels", "relative"))
+    limit = 1.08 * max(pixels, min(attention, _FARTHEST))
+    figure = canvas(ax, (WIDTH, WIDTH / len(models) + 1.9))
     grid = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, table) in zip(grid, tables.items(), strict=True):
         axes.plot([0, limit], [0, limit], color="0.6", linewidth=1, linestyle="--")
         for kind, own in table.groupby("kind", sort=False):
-            _draw_kind(axes, kind, own)
-        note = {"color": "0.45", "fontsize": "x-small", "rotation": 45, "ha": "center", "va": "center"}
+            _draw_kind(axes, str(kind), own, limit)
+        note: dict[str, Any] = {"color": "0.45", "fontsize": "x-small", "rotation": 45, "ha": "center", "va": "center"}
         axes.text(0.83 * limit, 0.88 * limit, "the attention moves more", **note)
-        axes.text(0.88 * limit, 0.83 * limit, "the picture moves more", **note)
-        axes.set_title(name)
+        axes.text(0.88 * limit, 0.83 * limit, "the pixels move more", **note)
+        beyond = int((table["relative"] > limit).sum())
+        note_beyond = f"\n{beyond} of {len(table)} beyond, up to {table['relative'].max():.3g}" if beyond else ""
+        axes.set_title(fit(name + note_beyond, 0.8 * WIDTH / len(models), "medium"))
         axes.set_xlabel("distance of the pixels")
         axes.set_aspect("equal")
     grid[0].set_xlim(0, limit)
     grid[0].set_ylim(0, limit)
     grid[0].set_ylabel("distance of the attention")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-    figure_title(figure, "Does the attention move as far as the picture does?")
+    place_legend(figure, grid[0].get_legend_handles_labels()[0], "outside lower center")
+    figure_title(figure, "Does the attention move as far as the image does?")
     frames = [table.reset_index().assign(model=name) for name, table in tables.items()]
     return attach_data(figure, pd.concat(frames, ignore_index=True))
 
 
-def _draw_kind(axes: Axes, kind: str, changes: pd.DataFrame) -> None:
+def _draw_kind(axes: Axes, kind: str, changes: pd.DataFrame, limit: float) -> None:
     color, marker = _KINDS.get(kind, _OTHER)
     named = isinstance(changes["strength"].iloc[0], str)
     unit = changes["unit"].iloc[0]
     label = f"{kind} ({unit})" if unit else kind
     line = "none" if named else "-"
-    axes.plot(changes["pixels"], changes["relative"], marker, color=color, linestyle=line, linewidth=1, label=label)
-    if not named:
-        for _, row in changes.iterrows():
-            place = (row["pixels"], row["relative"])
-            axes.annotate(_short(row["strength"]), place, (5, 2), textcoords="offset points", fontsize="x-small")
+    heights = changes["relative"].clip(upper=limit)
+    axes.plot(changes["pixels"], heights, marker, clip_on=False, color=color, linestyle=line, linewidth=1, label=label)
+    if not named and heights.iloc[-1] < limit:
+        place, text = (changes["pixels"].iloc[-1], heights.iloc[-1]), _short(changes["strength"].iloc[-1])
+        axes.annotate(text, place, (5, 2), textcoords="offset points", fontsize="x-small")
 
 
 def _by_change(rows: Sequence[Mapping]) -> pd.DataFrame:

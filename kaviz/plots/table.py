@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 from pandas.io.formats.style import Styler
 
-from kaviz.style import VARIANT_COLORS, VARIANT_LABELS, VARIANT_MARKERS, WIDTH, variant_of
+from kaviz.style import VARIANT_COLORS, VARIANT_LABELS, VARIANT_MARKERS, WIDTH, place_legend, signed, variant_of
 
 Row = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ _GROUPS = {"res": "ResNet and ResNeXt", "mobilenet": "MobileNetV2"}
 
 
 def table_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """The rows as a table with two header lines: what is computed or measured stands beside what is published."""
+    """The rows as a table with two header lines: computed and measured values beside the published ones."""
     columns = {
         ("parameters", "computed"): lambda row: row["params"],
         ("parameters", "published"): lambda row: row["published"]["params"],
@@ -92,13 +93,13 @@ def plot_error_against_cost(rows: Sequence[Row]) -> Figure:
         line[1].set_ylabel("")
     for axes in grid[0]:
         axes.set_xlabel("")
-    figure.legend(handles=_legend(rows), loc="outside upper center", ncols=4)
+    place_legend(figure, _legend(rows), "outside upper center")
     for axes in grid.flat:
         _place_labels(axes)
     return figure
 
 
-def plot_error_against(rows: Sequence[Row], cost: str, ax: Axes | None = None) -> Figure:
+def plot_error_against(rows: Sequence[Row], cost: str, ax: Axes | None = None) -> Figure | SubFigure:
     """Published top-1 error against one cost; measured errors, where there are any, as open marks.
 
     Args:
@@ -108,14 +109,18 @@ def plot_error_against(rows: Sequence[Row], cost: str, ax: Axes | None = None) -
     if cost not in _COSTS:
         raise ValueError(f"unknown cost {cost!r}; choose from {', '.join(_COSTS)}")
     alone = ax is None
-    if alone:
-        ax = Figure(figsize=(WIDTH / 2, 3.3), layout="constrained").subplots()
+    if ax is None:
+        ax = Figure(figsize=(WIDTH / 2, 3.3), layout="constrained").add_subplot()
     for name, members in _families(rows).items():
         ordered = list(members.values())
         x, y = [row[cost] for row in ordered], [row["published"]["top1_error"] for row in ordered]
         ax.plot(x, y, color="0.6", linewidth=1, zorder=1)
         for variant, row in members.items():
-            style = {"marker": VARIANT_MARKERS[variant], "linestyle": "none", "color": VARIANT_COLORS[variant]}
+            style: dict[str, Any] = {
+                "marker": VARIANT_MARKERS[variant],
+                "linestyle": "none",
+                "color": VARIANT_COLORS[variant],
+            }
             ax.plot(row[cost], row["published"]["top1_error"], **style, markersize=7, zorder=2)
             if row["measured"]:
                 style |= {"markerfacecolor": "none", "markersize": 11, "markeredgewidth": 1.5}
@@ -140,7 +145,7 @@ def plot_error_against(rows: Sequence[Row], cost: str, ax: Axes | None = None) -
 
 
 def plot_added_cost(rows: Sequence[Row]) -> Figure:
-    """What KAConv adds to each plain model: costs, computed, in percent; top-1 error, published, in points."""
+    """Additions of KAConv to each plain model: costs, computed, in percent; top-1 error, published, in points."""
     families = _families(rows)
     figure = Figure(figsize=(WIDTH, 0.62 * len(families) + 1.4), layout="constrained")
     grid = figure.subplots(1, len(_ADDED) + 1, sharey=True)
@@ -152,7 +157,7 @@ def plot_added_cost(rows: Sequence[Row]) -> Figure:
                 percent = 100 * (row[cost] / plain[cost] - 1)
                 _draw_change(axes, variant, place, percent, f"+{_two_digits(percent)}%")
             points = row["published"]["top1_error"] - plain["published"]["top1_error"]
-            _draw_change(grid[-1], variant, place, points, f"{points:+.2f}".replace("-", "−"))
+            _draw_change(grid[-1], variant, place, points, signed(points, "+.2f"))
     for axes, title in zip(grid, (*_ADDED.values(), "Top-1 error\n(points)"), strict=True):
         axes.set_title(title, fontsize="small")
         axes.margins(x=0.7)
@@ -179,7 +184,7 @@ def _draw_change(axes: Axes, variant: str, place: int, value: float, text: str) 
     axes.plot(value, y, marker=VARIANT_MARKERS[variant], color=VARIANT_COLORS[variant], linestyle="none", markersize=7)
     # Away from the line at zero.
     offset, side = ((-7, 0), "right") if value < 0 else ((7, 0), "left")
-    style = {"ha": side, "va": "center", "fontsize": "x-small", "color": "0.2"}
+    style: dict[str, Any] = {"ha": side, "va": "center", "fontsize": "x-small", "color": "0.2"}
     axes.annotate(text, (value, y), offset, textcoords="offset points", **style)
 
 
@@ -216,9 +221,11 @@ _OFFSETS = [(6, 6), (6, -13), (-6, 6), (-6, -13), (10, -3), (-10, -3), (6, 16), 
 
 def _place_labels(axes: Axes) -> None:
     """Move each label of a point to the first place around it that is clear of marks and of other labels."""
-    axes.figure.draw_without_rendering()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
     drawn = [line.get_path().transformed(axes.transData) for line in axes.lines]
-    taken = []
+    taken: list[Bbox] = []
     for label in (text for text in axes.texts if isinstance(text, Annotation)):
         for offset in _OFFSETS:
             label.set_position(offset)

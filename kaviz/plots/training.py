@@ -5,11 +5,20 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from kaviz.style import VARIANT_COLORS, VARIANT_LABELS, VARIANT_LINES, VARIANT_MARKERS, WIDTH, variant_of
+from kaviz.style import (
+    VARIANT_COLORS,
+    VARIANT_LABELS,
+    VARIANT_LINES,
+    VARIANT_MARKERS,
+    WIDTH,
+    fit,
+    place_legend,
+    variant_of,
+)
 
 Row = Mapping[str, Any]
 
@@ -43,26 +52,25 @@ def plot_learning_curves(rows: Sequence[Row]) -> Figure:
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
     seeds = len({row["seed"] for row in rows})
-    handles, names = axes.get_legend_handles_labels()
+    handles, _ = axes.get_legend_handles_labels()
     if seeds > 1:
-        handles.append(Line2D([], [], color="0.6", linewidth=0.8))
-        names.append("thin: each seed")
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+        handles.append(Line2D([], [], color="0.6", linewidth=0.8, label="thin: each seed"))
+    place_legend(figure, handles, "outside upper center")
     return figure
 
 
-def plot_test_errors(rows: Sequence[Row], ax: Axes | None = None) -> Figure:
+def plot_test_errors(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFigure:
     """Each model's test errors: a mark per seed, the mean, and two intervals that answer different questions.
 
     The thick bar is the 95 % interval of the mean over seeds (absent for a single seed), the thin one that of one model
-    over the drawing of its test pictures.
+    over the drawing of its test images.
 
     Args:
         rows: dicts as `kaconv.training.summarise` gives them.
         ax: drawn into where given.
     """
     if ax is None:
-        ax = Figure(figsize=(WIDTH, 0.75 * len(rows) + 1.5), layout="constrained").subplots()
+        ax = Figure(figsize=(WIDTH, 0.75 * len(rows) + 1.5), layout="constrained").add_subplot()
     labels = _labels(rows)
     for place, row in enumerate(rows):
         variant = variant_of(row["model"])
@@ -71,7 +79,7 @@ def plot_test_errors(rows: Sequence[Row], ax: Axes | None = None) -> Figure:
         if row["seed_interval"]:
             ax.plot(row["seed_interval"], [place] * 2, color=color, linewidth=7, alpha=0.3, solid_capstyle="butt")
         errors = row["test_errors"]
-        style = {"marker": VARIANT_MARKERS[variant], "linestyle": "none", "color": color}
+        style: dict[str, Any] = {"marker": VARIANT_MARKERS[variant], "linestyle": "none", "color": color}
         apart = 0.08 * (np.arange(len(errors)) - (len(errors) - 1) / 2)  # seeds with the same error show as several
         ax.plot(errors, place + apart, **style, markersize=6, markerfacecolor="white")
         ax.plot(row["test_error"], place, color=color, marker="|", markersize=20, markeredgewidth=2.5)
@@ -89,11 +97,11 @@ def plot_test_errors(rows: Sequence[Row], ax: Axes | None = None) -> Figure:
 
 
 def plot_cost_and_benefit(rows: Sequence[Row], baseline: str = "plain") -> Figure:
-    """What each model costs against a baseline, in three currencies, and how its test error differs.
+    """Costs of each model against a baseline, in three currencies, and the difference of its test error.
 
     Args:
         rows: dicts as `kaconv.training.compare` gives them.
-        baseline: how the axes call the model that was compared with.
+        baseline: name for the model that was compared with.
     """
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     labels = _labels(rows)
@@ -105,28 +113,27 @@ def plot_cost_and_benefit(rows: Sequence[Row], baseline: str = "plain") -> Figur
         cheapest = min(rows, key=lambda row: row[cost])
         for row in rows:
             variant = variant_of(row["model"])
-            style = {"color": VARIANT_COLORS[variant], "marker": VARIANT_MARKERS[variant]}
+            style: dict[str, Any] = {"color": VARIANT_COLORS[variant], "marker": VARIANT_MARKERS[variant]}
             if row["difference_interval"]:
                 axes.plot([row[cost]] * 2, row["difference_interval"], color=style["color"], linewidth=2, alpha=0.5)
             axes.plot(row[cost], row["difference"], **style, linestyle="none", markersize=8, label=labels[row["model"]])
             # Away from the other models, which may be close.
             offset, side = ((-8, 0), "right") if row is cheapest and len(rows) > 1 else ((8, 0), "left")
-            note = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": "small"}
+            note: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": "small"}
             place = (row[cost], row["difference"])
             axes.annotate(f"×{row[cost]:.2f}", place, offset, **note, color=style["color"])
         axes.margins(x=0.45, y=0.2)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{value:g}"))
         axes.set_title(title)
-        axes.set_xlabel(f"times the {baseline} model's")
+        axes.set_xlabel(fit(f"times the {baseline} model's", 0.22 * WIDTH, "medium"))
         axes.grid(color="0.94")
         axes.set_axisbelow(True)
-    grid[0].set_ylabel("test error minus plain's\n(percentage points)".replace("plain", baseline))
-    handles, names = grid[0].get_legend_handles_labels()
+    grid[0].set_ylabel(fit(f"test error minus {baseline}'s\n(percentage points)", 2, "medium"))
+    handles, _ = grid[0].get_legend_handles_labels()
     if any(row["difference_interval"] for row in rows):
-        handles.append(Line2D([], [], color="0.5", linewidth=2))
-        names.append("95% interval over seeds (Welch)")
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+        handles.append(Line2D([], [], color="0.5", linewidth=2, label="95% interval over seeds (Welch)"))
+    place_legend(figure, handles, "outside upper center")
     return figure
 
 
@@ -142,7 +149,7 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], key: str, label: str) -> None:
     values = np.maximum(values, values[values > 0].min() / 2 if (values > 0).any() else 1e-3)
     if len(seeds) > 1:
         axes.plot(epochs, values.T, color=color, linewidth=0.8, alpha=0.35)
-    style = {"linestyle": VARIANT_LINES[variant], "marker": VARIANT_MARKERS[variant], "markersize": 4}
+    style: dict[str, Any] = {"linestyle": VARIANT_LINES[variant], "marker": VARIANT_MARKERS[variant], "markersize": 4}
     axes.plot(epochs, values.mean(0), color=color, linewidth=2, label=label, **style)
 
 
@@ -169,6 +176,6 @@ def _interval_legend(seeds: int, pictures: int) -> list[Line2D]:
     if seeds > 1:
         label = f"95% interval of the mean\nover {seeds} seeds (Student's t)"
         handles.append(Line2D([], [], color="0.5", alpha=0.5, linewidth=7, label=label))
-    label = f"95% interval over the drawing\nof {pictures} test pictures (Wilson)"
+    label = f"95% interval over the drawing\nof {pictures} test images (Wilson)"
     handles.append(Line2D([], [], color="0.45", linewidth=1, marker="|", markersize=7, label=label))
     return handles

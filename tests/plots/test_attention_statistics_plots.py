@@ -7,6 +7,7 @@ from matplotlib.figure import Figure, SubFigure
 from kaconv import AttentionRecord
 from kaviz import plots
 from kaviz.figures import figure_data
+from kaviz.plots.map_grid import choose_apart
 
 CLASSES = ["a", "b", "c"]
 PICTURES = np.random.default_rng(0).random((3, 8, 8, 3))
@@ -58,24 +59,36 @@ def test_maps_share_one_scale_centred_at_the_even_share_which_is_marked(record, 
     figure = MAPS[name](record)
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()
-    limits = {image.get_clim() for image in map_images(figure)}
-    assert len(limits) == 1
-    low, high = limits.pop()
-    assert (low + high) / 2 == pytest.approx(1 / 9)
-    assert 0 <= low < high <= 2 / 9 + 1e-9
+    images = map_images(figure)
+    assert len({image.get_clim() for image in images}) == 1
+    assert images[0].norm(1 / 9) == pytest.approx(0.5)
+    assert images[0].norm(max(image.get_array().max() for image in images)) == pytest.approx(1)
     bar = figure.axes[-1]
-    assert any("1/9" in tick.get_text() for tick in bar.get_yticklabels())
-    assert any(np.allclose(line.get_ydata(), 1 / 9) for line in bar.lines)
+    assert any("1/9" in tick.get_text() for tick in [*bar.get_yticklabels(), *bar.get_xticklabels()])
+    assert any(np.allclose(line.get_ydata(), 1 / 9) or np.allclose(line.get_xdata(), 1 / 9) for line in bar.lines)
+
+
+def test_weak_attention_has_a_linear_scale_and_sharp_attention_a_logarithmic_one():
+    even = np.full((1, 3, 3, 1), 1 / 9, np.float32)
+    weak, sharp = even.copy(), np.zeros_like(even)
+    weak[0, 0, 0], weak[0, 0, 1] = 0.15, 2 / 9 - 0.15
+    sharp[0, 1, 1] = 1
+    norms = [
+        map_images(plots.plot_layer_maps(AttentionRecord({"layer": maps}), [0], PICTURES[:1], ["x"]))[0].norm
+        for maps in (weak, sharp)
+    ]
+    assert norms[0](1 / 9 + 0.01) - 0.5 == pytest.approx(0.5 - norms[0](1 / 9 - 0.01))
+    np.testing.assert_allclose(norms[1]([0, 1 / 81, 1 / 27, 1 / 9, 1 / 3, 1]), [0, 0, 0.25, 0.5, 0.75, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["picture", "layers", "range", "deviation"])
 def test_where_kernels_differ_in_size_equal_colours_are_equal_multiples_of_the_even_share(name):
     figure = FIGURES[name](make_record(sizes=(3, 5)))
-    limits = {image.get_array().size: image.get_clim() for image in map_images(figure)}
-    assert set(limits) == {9, 25}
-    np.testing.assert_allclose(9 * np.array(limits[9]), 25 * np.array(limits[25]))
-    assert np.mean(limits[25]) == pytest.approx(1 / 25)
-    assert "k²" in figure.axes[-1].get_ylabel()
+    images = {image.get_array().size: image for image in map_images(figure)}
+    assert set(images) == {9, 25}
+    np.testing.assert_allclose(9 * np.array(images[9].get_clim()), 25 * np.array(images[25].get_clim()))
+    assert images[25].norm(1 / 25) == pytest.approx(0.5)
+    assert "k²" in figure.axes[-1].get_ylabel() + figure.axes[-1].get_xlabel()
 
 
 def test_the_right_maps_are_drawn(record):
@@ -258,10 +271,55 @@ def test_class_distances_of_any_number_of_layers(layers):
     assert sum(bool(axes.images) for axes in figure.axes) == layers
 
 
-def test_a_thousand_class_names_are_not_written():
+@pytest.fixture(scope="module")
+def many():
+    """40 classes, of which the maps of number 23 are unlike all others."""
     record = AttentionRecord(make_record(samples=40).attention, np.arange(40))
-    figure = plots.plot_class_distances(record, [f"class {number}" for number in range(40)])
-    assert not figure.axes[0].get_xticklabels()
+    for maps in record.attention.values():
+        maps[:] = 0.9 / 9 + 0.1 * maps
+        maps[23] = 0
+        maps[23, 0, 0] = 1
+    return record, [f"class {number}" for number in range(40)]
+
+
+def draw_classes(drawing, record, names, **options):
+    if drawing == "distances":
+        return plots.plot_class_distances(record, names, **options)
+    return plots.plot_class_maps(record, "layer1", [0, 2], np.zeros((len(names), 8, 8)), names, **options)
+
+
+@pytest.mark.parametrize(("drawing", "count"), [("distances", 12), ("maps", 8)])
+def test_of_many_classes_the_most_different_are_shown(many, drawing, count):
+    record, names = many
+    figure = draw_classes(drawing, record, names)
+    shown = figure_data(figure)["class"].unique().tolist()
+    assert len(shown) == count
+    assert "class 23" in shown
+    assert shown == [name for name in names if name in shown]
+    assert f"{count} of 40" in figure.get_suptitle() or f"{count} most different of 40" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("drawing", ["distances", "maps"])
+def test_classes_can_be_named(many, drawing):
+    record, names = many
+    figure = draw_classes(drawing, record, names, only=["class 3", "class 1"])
+    assert figure_data(figure)["class"].unique().tolist() == ["class 3", "class 1"]
+    if drawing == "maps":
+        maps = map_images(figure)
+        np.testing.assert_allclose(maps[0].get_array(), record.attention["layer1"][3, ..., 0])
+    with pytest.raises(ValueError, match="no class 'cat'"):
+        draw_classes(drawing, record, names, only=["cat"])
+    with pytest.raises(ValueError, match="40 classes, but 3 names"):
+        draw_classes(drawing, record, names[:3])
+
+
+def test_classes_are_chosen_farthest_first():
+    # Four classes on a line, two of them alike: the three chosen are all different.
+    means = np.zeros((4, 1, 2, 1))
+    means[:, 0, 0, 0] = [0, 0.01, 0.5, 1]
+    means[:, 0, 1, 0] = 1 - means[:, 0, 0, 0]
+    assert choose_apart([means], 3).tolist() in ([0, 2, 3], [1, 2, 3])
+    assert choose_apart([means], 4).tolist() == [0, 1, 2, 3]
 
 
 def test_without_labels_the_class_is_left_out_or_asked_for():

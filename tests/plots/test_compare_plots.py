@@ -84,18 +84,23 @@ def test_two_pictures_and_their_difference_in_every_layer():
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 2.0])
-def test_maps_and_differences_have_scales_of_the_same_width(sharpness):
+def test_maps_share_a_scale_and_differences_another_around_zero(sharpness):
     figure = layer_difference(make_record(sharpness=sharpness))
-    limits = [np.array(axes.images[0].get_clim()) for axes in maps_of(figure)]
+    images = [axes.images[0] for axes in maps_of(figure)]
+    limits = [np.array(image.get_clim()) for image in images]
     attention, differences = [limits[i] for i in range(12) if i % 3 != 2], limits[2::3]
     assert len({tuple(found) for found in attention}) == len({tuple(found) for found in differences}) == 1
-    assert attention[0].mean() == pytest.approx(1 / 9)
+    assert images[0].norm(1 / 9) == pytest.approx(0.5)
     assert differences[0].sum() == pytest.approx(0)
-    assert np.ptp(attention[0]) == pytest.approx(np.ptp(differences[0]))
-    assert np.ptp(attention[0]) <= 2 / 9 + 1e-9
+    if sharpness < 1:  # a linear scale, and the difference on one as wide
+        assert np.ptp(attention[0]) == pytest.approx(np.ptp(differences[0]))
+    else:  # a logarithmic one, up to the strongest position; the difference as far as it goes
+        assert attention[0].prod() == pytest.approx(1 / 81)
+        assert attention[0].max() == pytest.approx(max(np.max(image.get_array()) for image in images))
+        assert differences[0].max() == pytest.approx(max(np.abs(image.get_array()).max() for image in images[2::3]))
     for_attention, for_differences = figure.axes[-2:]
     assert "attention" in for_attention.get_xlabel()
-    assert "same width" in for_differences.get_xlabel()
+    assert "difference" in for_differences.get_xlabel()
     assert any("1/9" in tick.get_text() for tick in for_attention.get_xticklabels())
     assert any(np.allclose(line.get_xdata(), 0) for line in for_differences.lines)
 
@@ -118,6 +123,26 @@ def test_differences_of_some_channels(channels):
     assert data["channel"].unique().tolist() == list(channels)
     assert set(data["shown"]) == {"A", "B", "A − B"}
     assert set(data["sample"].dropna()) == {4, 1}
+
+
+def test_of_many_layers_those_are_shown_that_differ_most_or_those_that_are_named():
+    record = make_record(sizes=(3,) * 12)
+    record.attention["layer7"][:] = 1 / 9  # in which nothing differs
+    layers = figure_data(layer_difference(record))["layer"].unique().tolist()
+    assert len(layers) == 8
+    assert layers == [layer for layer in record.layers if layer in layers]
+    assert "layer7" not in layers
+    named = plots.plot_layer_difference(record, (4, 1), PICTURES, layers=["layer7"])
+    assert figure_data(named)["layer"].unique().tolist() == ["layer7"]
+
+
+def test_without_titles_images_have_their_names_in_the_record():
+    record = make_record()
+    numbered = plots.plot_layer_difference(record, (4, 1), PICTURES)
+    assert [axes.get_title() for axes in numbered.axes[:2]] == ["A: image 4", "B: image 1"]
+    named = AttentionRecord(record.attention, record.labels, ids=np.array([f"{n}.png" for n in range(6)]))
+    figure = plots.plot_layer_difference(named, (4, 1), PICTURES)
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["A: 4.png", "B: 1.png"]
 
 
 def test_equal_pictures_have_no_difference():

@@ -117,7 +117,7 @@ def test_many_layers_take_several_lines():
 
 def test_one_seed_is_said_to_have_an_interval_over_pictures():
     texts = [text.get_text() for text in drawn(plot_effects(effects(seeds=(0,)))).legends[0].get_texts()]
-    assert any("over pictures" in text for text in texts)
+    assert any("over images" in text for text in texts)
     assert not any("seeds" in text for text in texts)
 
 

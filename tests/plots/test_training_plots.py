@@ -83,7 +83,7 @@ def test_test_errors_show_seeds_and_both_intervals():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "KAConv-L", "KAConv-H"]
     legend = " ".join(text.get_text() for text in axes.get_legend().get_texts())
     assert "over 2 seeds" in legend
-    assert "599 test pictures (Wilson)" in legend
+    assert "599 test images (Wilson)" in legend
 
 
 def test_a_single_seed_has_no_interval_over_seeds():

@@ -1,0 +1,33 @@
+import pytest
+
+from kaviz.style import fit, legend_columns, signed
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [(-1.5, "+g", "−1.5"), (2, "+g", "+2"), (0, "+g", "0"), (-0.001, ".2f", "0.00"), (-0.4, "+.1f", "−0.4")],
+)
+def test_signed_numbers_have_a_true_minus_and_zero_no_sign(value, form, text):
+    assert signed(value, form) == text
+
+
+def test_names_are_broken_where_they_can_be_and_keep_their_ends():
+    assert fit("cat", 2) == "cat"
+    assert fit("golden retriever", 0.8) == "golden\nretriever"
+    lines = fit("IMG_20240512_183214.jpg", 0.8).split("\n")
+    assert "".join(lines) == "IMG_20240512_183214.jpg"
+    assert len(lines) > 1
+    long = fit("abcdefgh" * 20 + "_end.jpg", 0.8, lines=2)
+    assert long.count("\n") == 1
+    assert long.split("\n")[1].startswith("…")
+    assert long.endswith("_end.jpg")
+    assert fit("French_horn_players", 0.8, lines=1).startswith("French_")
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    assert fit("a$b$", 2) == r"a\$b\$"
+
+
+def test_a_legend_takes_as_many_columns_as_there_is_room_for():
+    assert legend_columns(["a", "b", "c"], 8, "small") == 3
+    assert legend_columns(["a very long label " * 4] * 3, 8, "small") == 1
