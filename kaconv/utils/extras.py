@@ -16,6 +16,7 @@ _EXTRAS = {
     ),
     "bench": ("timm",),
     "cluster": ("submitit",),
+    "metrics": ("quantus",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 
