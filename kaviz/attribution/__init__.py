@@ -2,6 +2,7 @@
 
 from kaviz.attribution.explanation import Explanation, explain
 from kaviz.attribution.faithfulness import (
+    MEASURES,
     faithfulness_table,
     infidelities,
     method_agreement,
@@ -14,6 +15,7 @@ from kaviz.attribution.pixels import METHOD_LABELS, METHODS, NOISE_TUNNELS, attr
 from kaviz.attribution.positions import POSITION_METHODS, PositionAttribution, attribute_positions, position_agreement
 
 __all__ = [
+    "MEASURES",
     "METHODS",
     "METHOD_LABELS",
     "NOISE_TUNNELS",

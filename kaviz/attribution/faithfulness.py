@@ -195,7 +195,7 @@ def road(
 
     def fill(arr: np.ndarray, indices: np.ndarray, **options: Any) -> np.ndarray:
         # Quantus ranks values, not pixels, and its imputation wants pixels: those whose values are all chosen.
-        return noisy_linear_imputation(arr, np.unique(indices % pixels), **options)
+        return noisy_linear_imputation(arr, np.unique(indices % pixels).tolist(), **options)
 
     metric = quantus.ROAD(
         percentages=[channels * percentage for percentage in percentages],

@@ -228,7 +228,7 @@ def attribute(
             )
         )
         for start in range(0, len(inputs), size):
-            # A copy that needs a gradient: the caller's stays as it is, and the graph exists even if weights are frozen.
+            # A copy that needs a gradient: the caller's stays as it is, and frozen weights have a graph, too.
             part = inputs[start : start + size].detach().clone().requires_grad_(how.gradient)
             chosen = classes[start : start + size]
             explainer = how.captum(Score(model), module) if module is not None else how.captum(Score(model))
