@@ -7,7 +7,7 @@ Infidelity and sensitivity are Captum's; ROAD and the randomisation of parameter
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -195,7 +195,7 @@ def road(
 
     def fill(arr: np.ndarray, indices: np.ndarray, **options: Any) -> np.ndarray:
         # Quantus ranks values, not pixels, and its imputation wants pixels: those whose values are all chosen.
-        return noisy_linear_imputation(arr, np.unique(indices % pixels).tolist(), **options)
+        return noisy_linear_imputation(arr, cast(Any, np.unique(indices % pixels)), **options)
 
     metric = quantus.ROAD(
         percentages=[channels * percentage for percentage in percentages],

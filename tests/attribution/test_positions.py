@@ -52,7 +52,7 @@ def test_finds_the_one_position_that_is_used(method, kernel, position):
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("target", [1, (torch.tensor([0, 1, 2]), 3)], ids=["class", "pair"])
 def test_integrated_gradients_are_complete(network, images, together, target):
-    found = attribute_positions(network, images, target, together=together, n_steps=64)
+    found = attribute_positions(network, images, target, together=together, n_steps=24)
     keys = ["all layers"] if together else list(found.contributions)
     assert list(found.change) == keys
     assert max(found.completeness().values()) < 0.02
@@ -60,7 +60,7 @@ def test_integrated_gradients_are_complete(network, images, together, target):
 
 
 def test_completeness_is_a_check_that_can_fail(network, images):
-    coarse, fine = (attribute_positions(network, images, 1, n_steps=n).completeness()["all layers"] for n in (1, 64))
+    coarse, fine = (attribute_positions(network, images, 1, n_steps=n).completeness()["all layers"] for n in (1, 24))
     assert coarse > 2 * fine
 
 
