@@ -344,7 +344,7 @@ class _ReLU6(nn.Module):
         self.lower, self.upper = nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lower(x) - self.upper(x - 6)
+        return self.lower(x.clone()) - self.upper(x - 6)  # a tensor for each: DeepLift hooks their gradients
 
 
 @contextmanager
