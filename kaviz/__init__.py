@@ -5,13 +5,19 @@ from typing import TYPE_CHECKING
 from kaconv.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from kaviz.attribution import attribute
     from kaviz.explorer import AttentionExplorer
     from kaviz.live import LiveCurves
     from kaviz.style import set_style
 
-__all__ = ["AttentionExplorer", "LiveCurves", "set_style"]
+__all__ = ["AttentionExplorer", "LiveCurves", "attribute", "set_style"]
 
-_MODULES = {"AttentionExplorer": "explorer", "LiveCurves": "live", "set_style": "style"}
+_MODULES = {
+    "AttentionExplorer": "explorer",
+    "LiveCurves": "live",
+    "attribute": "attribution",
+    "set_style": "style",
+}
 
 
 __getattr__ = lazy_names(__name__, _MODULES)

@@ -41,12 +41,14 @@ class Bottleneck(nn.Module):
         if attention is None:
             self.conv2 = _conv3x3(width, width, stride, groups)
             self.bn2 = nn.BatchNorm2d(width)
+            self.relu2 = nn.ReLU()
         else:
             self.conv2 = KAConv2d(width, width, 3, stride, groups=groups, attention=attention, **kaconv_options)
         self.attention = attention
         self.conv3 = nn.Conv2d(width, outplanes, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outplanes)
-        self.relu = nn.ReLU()
+        # One activation for each place: what hooks them, such as DeepLift, keeps one input for each module.
+        self.relu1, self.relu3 = nn.ReLU(), nn.ReLU()
         self.downsample = None
         if stride != 1 or inplanes != outplanes:
             self.downsample = nn.Sequential(
@@ -55,12 +57,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu1(self.bn1(self.conv1(x)))
         out = self.conv2(out)
         if self.attention is None:
-            out = self.relu(self.bn2(out))
+            out = self.relu2(self.bn2(out))
         out = self.bn3(self.conv3(out))
-        return self.relu(out + identity)
+        return self.relu3(out + identity)
 
 
 class ResNet(nn.Module):

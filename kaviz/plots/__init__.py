@@ -15,6 +15,7 @@ from kaviz.plots.attention_statistics import (
     statistics_frame,
 )
 from kaviz.plots.attribution import plot_attributions, plot_perturbation_curves
+from kaviz.plots.attribution_checks import plot_attention_and_use, plot_faithfulness
 from kaviz.plots.compare import (
     plot_channel_difference,
     plot_layer_difference,
@@ -46,6 +47,7 @@ __all__ = [
     "plot_aggregation",
     "plot_attention_against_pixels",
     "plot_attention_and_cost",
+    "plot_attention_and_use",
     "plot_attention_by_channel",
     "plot_attention_shift",
     "plot_attributions",
@@ -63,6 +65,7 @@ __all__ = [
     "plot_entropy",
     "plot_error_against",
     "plot_error_against_cost",
+    "plot_faithfulness",
     "plot_identity",
     "plot_input_dependence",
     "plot_kernel_maps",

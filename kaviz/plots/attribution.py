@@ -1,11 +1,14 @@
-"""Attributions beside the pictures they explain, and the check of what they claim."""
+"""Attributions beside the images they explain, and the checks of what they claim."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from kaviz.style import DIVERGING, WIDTH
 
@@ -13,7 +16,8 @@ from kaviz.style import DIVERGING, WIDTH
 _COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":")
 _MARKERS = ("o", "s", "^", "D", "v")
-_OUTLIERS = 0.5  # percent of a method's values that may lie beyond its scale
+_OUTLIERS = 0.5  # percent of a map's values that may lie beyond its scale
+_COLUMNS = 7  # images side by side
 
 
 def plot_attributions(
@@ -24,47 +28,84 @@ def plot_attributions(
     title: str,
     outline: bool = False,
 ) -> Figure:
-    """Pictures in a row, and below each its attributions, a row for each method.
+    """Images, each with its attributions below it, a row for each method; seven images side by side at most.
 
-    Red speaks for the class, blue against it. Methods differ in scale, so each has its own, symmetric around 0 and the
-    same for all pictures, with a colour bar; 0.5 % of its values may lie beyond it.
+    Red speaks for the class, blue against it. Methods differ in scale and images in how much there is to see, so each
+    map has a scale of its own, symmetric around 0, whose end is written below it; 0.5 % of its values may lie beyond.
 
     Args:
         pictures: (N, H, W, 3) or (N, H, W), in [0, 1].
         attributions: for each method its name and its maps (N, H, W).
-        titles: of the N pictures.
-        outline: draw the contour of the picture's bright parts over its maps; good for line drawings.
+        titles: of the N images; long ones are broken into lines.
+        outline: draw the contour of the image's bright parts over its maps; good for line drawings.
     """
     for name, maps in attributions.items():
         if maps.shape != pictures.shape[:3]:
             raise ValueError(f"{name}: maps {maps.shape} do not fit pictures {pictures.shape[:3]}")
     count, (height, width) = len(pictures), pictures.shape[1:3]
-    side = min(1.5, 0.8 * WIDTH / count)
-    rows = 1 + len(attributions)
-    figure = Figure(figsize=(WIDTH, rows * 1.06 * side * height / width + 0.75), layout="constrained")
-    grid = figure.subplots(rows, count, squeeze=False)
-    for axes, picture, text in zip(grid[0], pictures, titles, strict=True):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(text, fontsize="x-small", fontweight="normal", loc="center")
-    grid[0, 0].set_ylabel("picture", rotation=0, ha="right", va="center", fontsize="small")
+    blocks, rows = -(-count // _COLUMNS), 1 + len(attributions)
+    columns = -(-count // blocks)
+    side = min(1.6, (WIDTH - 1) / columns)
+    letters = max(8, int(side / 0.07))
+    broken = [_broken(text, letters) for text in titles]
+    lines = max(text.count("\n") + 1 for text in broken)
+    deep = rows * (side * height / width + 0.16) + 0.14 * lines
+    figure = Figure(figsize=(columns * side + 1, blocks * deep + 0.9), layout="constrained")
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        engine.set(w_pad=0.02, h_pad=0.01, wspace=0.01, hspace=0.01)
+    whole = figure.subplots(blocks * rows, columns, squeeze=False)
     luminance = pictures.mean(axis=-1) if pictures.ndim == 4 else pictures
-    for line, (name, maps) in zip(grid[1:], attributions.items(), strict=True):
-        reach = float(np.percentile(np.abs(maps), 100 - _OUTLIERS)) or 1e-12
-        for axes, values, brightness in zip(line, maps, luminance, strict=True):
-            image = axes.imshow(values, norm=Normalize(-reach, reach), cmap=DIVERGING)
-            if outline:
-                axes.contour(brightness, levels=[0.5], colors="0.25", linewidths=0.8)
-        line[0].set_ylabel(name.replace(" ", "\n"), rotation=0, ha="right", va="center", fontsize="small")
-        bar = figure.colorbar(image, ax=line, extend="both", aspect=10, ticks=[-reach, 0, reach])
-        bar.ax.set_yticklabels([f"−{reach:.2g}", "0", f"{reach:.2g}"], fontsize="x-small")
-    for axes in grid.flat:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(True)
-            spine.set_color("0.7")
-    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    image = None
+    for block in range(blocks):
+        grid = whole[block * rows : (block + 1) * rows]
+        for axes in grid.flat:
+            _bare(axes)
+        for column in range(columns):
+            number = block * columns + column
+            if number >= count:
+                for axes in grid[:, column]:
+                    axes.set_visible(False)
+                continue
+            grid[0, column].imshow(pictures[number], cmap="gray", vmin=0, vmax=1)
+            grid[0, column].set_title(broken[number], fontsize="xx-small", fontweight="normal", loc="center")
+            for axes, maps in zip(grid[1:, column], attributions.values(), strict=True):
+                values = maps[number]
+                reach = float(np.percentile(np.abs(values), 100 - _OUTLIERS)) or float(np.abs(values).max()) or 1e-12
+                image = axes.imshow(values / reach, norm=Normalize(-1, 1), cmap=DIVERGING)
+                axes.set_xlabel(f"±{reach:.2g}", fontsize="xx-small", labelpad=1)
+                if outline:
+                    axes.contour(luminance[number], levels=[0.5], colors="0.25", linewidths=0.8)
+        for axes, name in zip(grid[:, 0], ("image", *attributions), strict=True):
+            axes.set_ylabel(name.replace(" ", "\n"), rotation=0, ha="right", va="center", fontsize="x-small")
+    if image is not None:
+        bar = figure.colorbar(
+            image,
+            ax=whole,
+            location="bottom",
+            extend="both",
+            shrink=min(1, 2.8 / (columns * side)),
+            aspect=25,
+            pad=0.01,
+        )
+        bar.set_ticks([-1, 0, 1], labels=["against the class", "0", "for it"], fontsize="x-small")
+    across = int((columns * side + 1) / 0.11)
+    figure.suptitle(textwrap.fill(title, across), x=0.01, ha="left", fontsize="medium", fontweight="bold")
     return figure
+
+
+def _broken(text: str, letters: int) -> str:
+    """A title in lines of so many letters; a longer word is cut."""
+    return "\n".join(
+        part for line in text.split("\n") for part in textwrap.wrap(line.replace("_", " "), letters) or [""]
+    )
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color("0.7")
 
 
 def plot_perturbation_curves(
@@ -75,7 +116,7 @@ def plot_perturbation_curves(
 ) -> Figure:
     """The class's probability as pixels go or come in the order of their attribution, beside a random order.
 
-    Lines are means over pictures, bands their 95 % intervals (1.96 standard errors). The legend gives the mean height
+    Lines are means over images, bands their 95 % intervals (1.96 standard errors). The legend gives the mean height
     of each curve: a faithful method has a low one where pixels go, and a high one where they come.
 
     Args:
@@ -90,7 +131,7 @@ def plot_perturbation_curves(
     for axes, (title, curves), reference in zip(grid, panels.items(), random, strict=True):
         _draw_curve(axes, fractions, reference, "random order", color="0.45", linestyle=(0, (1, 1.5)), marker=None)
         for number, (name, values) in enumerate(curves.items()):
-            style = {"color": _COLORS[number], "linestyle": _LINES[number], "marker": _MARKERS[number]}
+            style = _style(number)
             _draw_curve(axes, fractions, values, name, **style)
         axes.set_title(title)
         axes.set_ylim(0, 1.02)
@@ -103,7 +144,17 @@ def plot_perturbation_curves(
     return figure
 
 
-def _draw_curve(axes: Axes, fractions: Sequence[float], values: np.ndarray, name: str, **style: object) -> None:
+def _style(number: int) -> dict[str, Any]:
+    """A colour, a line and a marker for a method; beyond five colours, another marker tells them apart."""
+    turn = number // len(_COLORS)
+    return {
+        "color": _COLORS[number % len(_COLORS)],
+        "linestyle": _LINES[(number + turn) % len(_LINES)],
+        "marker": _MARKERS[(number + turn) % len(_MARKERS)],
+    }
+
+
+def _draw_curve(axes: Axes, fractions: Sequence[float], values: np.ndarray, name: str, **style: Any) -> None:
     percent = 100 * np.asarray(fractions)
     mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
     height = np.trapezoid(mean, fractions) / (fractions[-1] - fractions[0])
