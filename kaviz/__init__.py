@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING
 from kaconv.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from kaviz.explorer import AttentionExplorer
+    from kaviz.explorer import AttentionExplorer, export_explorer
     from kaviz.live import LiveCurves
     from kaviz.style import set_style
 
-__all__ = ["AttentionExplorer", "LiveCurves", "set_style"]
+__all__ = ["AttentionExplorer", "LiveCurves", "export_explorer", "set_style"]
 
-_MODULES = {"AttentionExplorer": "explorer", "LiveCurves": "live", "set_style": "style"}
+_MODULES = {
+    "AttentionExplorer": "explorer",
+    "LiveCurves": "live",
+    "export_explorer": "explorer",
+    "set_style": "style",
+}
 
 
 __getattr__ = lazy_names(__name__, _MODULES)
