@@ -52,7 +52,7 @@ class _Arrays:
             planes = np.ascontiguousarray(codes.reshape(-1).view(np.uint8).reshape(-1, 2).T)
         else:
             planes = codes.astype(np.uint8)
-        self.add(name, planes, low=low, step=step)
+        self.add(name, planes, low=low, high=high, step=step)
         self.specs[name] |= {"dtype": "code16" if bits > 8 else "code8", "shape": values.shape}
 
     def content(self) -> bytes:

@@ -114,10 +114,10 @@ class Data {
     return array && array.data.subarray(image * classes, (image + 1) * classes);
   }
 
-  /** The greatest distance of the own maps of all images from the even share, in even shares; at most 1. */
+  /** The greatest distance of the own maps of all images from the even share, in even shares. */
   reach(layer) {
-    const { low, step } = this.arrays[`attention/${layer.name}`], even = 1 / (layer.kernel[0] * layer.kernel[1]);
-    return Math.min(1, Math.max(1 - low / even, (low + step * 4095) / even - 1)) || 0.01;
+    const { low, high } = this.arrays[`attention/${layer.name}`], even = 1 / (layer.kernel[0] * layer.kernel[1]);
+    return Math.max(1 - low / even, high / even - 1);
   }
 
   right(image) {
@@ -699,8 +699,9 @@ class Explorer {
 
   scaleOf(layer) {
     const even = 1 / (layer.kernel[0] * layer.kernel[1]);
-    const reach = this.state.scale === "all" ? Math.max(...this.data.layers.map((one) => this.data.reach(one))) : this.data.reach(layer);
-    return { low: even * (1 - reach), high: even * (1 + reach), even };
+    const farthest = Math.max(...(this.state.scale === "all" ? this.data.layers : [layer]).map((one) => this.data.reach(one)));
+    const reach = Math.min(1, farthest) || 0.01; // no attention is less than none
+    return { low: even * (1 - reach), high: even * (1 + reach), even, beyond: farthest > 1 ? even * (1 + farthest) : 0 };
   }
 
   drawMaps() {
@@ -731,18 +732,19 @@ class Explorer {
 
     const a = data.maps(layer, first.image, first.outcome), b = second && data.maps(layer, second.image, second.outcome);
     const difference = second && a.map((value, index) => value - b[index]);
-    const { low, high, even } = this.scaleOf(layer), most = second ? farthest(difference) : 0;
+    const { low, high, even, beyond } = this.scaleOf(layer), most = second ? farthest(difference) : 0;
+    const unit = beyond ? `attention, at most ${fixed(beyond, 3)}` : "attention";
     const named = (who) => `${who.name}: ${data.names[who.image]}`;
-    this.drawGrid(this.gridA, named(first), a, low, high, even);
+    this.drawGrid(this.gridA, named(first), a, low, high, even, unit);
     if (second) {
-      this.drawGrid(this.gridB, named(second), b, low, high, even);
-      this.drawGrid(this.gridD, `${first.name} − ${second.name}`, difference, -most, most, 0);
+      this.drawGrid(this.gridB, named(second), b, low, high, even, unit);
+      this.drawGrid(this.gridD, `${first.name} − ${second.name}`, difference, -most, most, 0, "difference, on its own scale");
     }
     this.values = { a, b, difference };
     this.drawCursor();
   }
 
-  drawGrid({ canvas, caption, bar }, title, maps, low, high, even) {
+  drawGrid({ canvas, caption, bar }, title, maps, low, high, even, about) {
     const { layer, place } = this, { kernel, channels } = layer, { unit, columns } = place;
     const rows = Math.ceil(this.slots.length / columns), across = Math.min(columns, this.slots.length);
     const places = this.slots.map((channel, slot) => ({
@@ -752,7 +754,7 @@ class Explorer {
     paint(canvas, across * (unit * kernel[1] + GAP) - GAP, rows * (unit * kernel[0] + GAP) - GAP, kernel, places);
     caption.textContent = title;
     canvas.setAttribute("aria-label", `Maps of ${this.slots.length} channels of ${layer.name}, ${title}, sorted by ${SORTS[this.state.sort]}`);
-    drawScale(bar, this.data.diverging, low, high, even ? `1/${Math.round(1 / even)}` : "0", even ? "attention" : "difference, own scale");
+    drawScale(bar, this.data.diverging, low, high, even ? `1/${Math.round(1 / even)}` : "0", about);
   }
 
   drawCursor() {
