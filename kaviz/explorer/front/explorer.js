@@ -321,7 +321,7 @@ class Explorer {
     const control = (name, text, element) => {
       element.id = `${this.id}-${name}`;
       this[name] = element;
-      return h("label", { class: "kv-control", htmlFor: element.id }, h("span", {}, text), element);
+      return h("div", { class: "kv-control" }, h("label", { htmlFor: element.id }, text), element);
     };
     const select = (name, text, key = name) => {
       const label = control(name, text, h("select"));
