@@ -129,7 +129,7 @@ def view_pack(
         layers.append({"name": layer, "kernel": maps.shape[1:3], "channels": maps.shape[3]})
     if probabilities is not None:
         arrays.add("probabilities", probabilities.astype(np.float32))
-    for number, image in enumerate(images or []):
+    for number, image in enumerate([] if images is None else images):
         content, mime, size = _encode(image)
         arrays.add(f"image/{number}", np.frombuffer(content, np.uint8), mime=mime, size=size)
     header = {
