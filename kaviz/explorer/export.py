@@ -47,8 +47,8 @@ main { max-width: 1240px; margin: 0 auto; }
 class FrontEnd:
     """What a page with explorers contains once, however many there are.
 
-    A page's Content-Security-Policy needs `script-src` with `script_source`, `img-src data: blob:`, and, unless it
-    admits inline styles, `style-src` with `source_of` its style element's content.
+    A page's Content-Security-Policy needs `script-src` with `script_hash`, `img-src data:`, and, unless it admits
+    inline styles, `style-src` with `hash_of` its style element's content.
 
     Args:
         script: the content of a `<script type="module">` after the fragments.
@@ -59,9 +59,9 @@ class FrontEnd:
     style: str
 
     @property
-    def script_source(self) -> str:
-        """The script's hash, as a Content-Security-Policy names it."""
-        return source_of(self.script)
+    def script_hash(self) -> str:
+        """The script's hash, which a Content-Security-Policy names in quotes."""
+        return hash_of(self.script)
 
 
 @cache
@@ -71,9 +71,9 @@ def front_end() -> FrontEnd:
     return FrontEnd(script, style)
 
 
-def source_of(content: str) -> str:
-    """The hash of an inline script or style, as a Content-Security-Policy names it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+def hash_of(content: str) -> str:
+    """The hash of an inline script or style, which a Content-Security-Policy names in quotes."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
 def fragment(packs: Sequence[bytes], state: Mapping[str, Any] | None = None) -> str:
@@ -119,7 +119,7 @@ def write_page(path: str | Path, packs: Sequence[bytes], title: str, state: Mapp
     front = front_end()
     style = front.style + _PAGE_STYLE
     policy = (
-        f"default-src 'none'; script-src {front.script_source}; style-src {source_of(style)}; img-src data: blob:; "
+        f"default-src 'none'; script-src '{front.script_hash}'; style-src '{hash_of(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     page = _PAGE.format(

@@ -1,4 +1,4 @@
-"""The pages of a report: one for each executed notebook and an index, self-contained and without scripts."""
+"""The pages of a report: one for each executed notebook and an index, self-contained; no script but the explorer's."""
 
 import base64
 import io
@@ -18,6 +18,8 @@ from pygments.formatters import HtmlFormatter
 
 from kaconv.utils.files import write_text
 from kaconv.utils.provenance import provenance
+from kaviz.explorer.export import front_end
+from kaviz.reports.explorers import put_explorers, take_explorers
 from kaviz.reports.notebook import format_value
 from kaviz.reports.static import freeze_widgets, markdown_html
 
@@ -50,6 +52,7 @@ def write_page(folder: Path, executed: Path, entry, spec, outcome, metrics: dict
     """Write `folder`/index.html and `folder`/thumbnail.png from the notebook that a run left in `executed`."""
     notebook = nbformat.read(executed, as_version=4)
     title, question = opening(notebook)
+    explorers = take_explorers(notebook)
     freeze_widgets(notebook)
     summary = Summary(
         entry.name,
@@ -61,7 +64,7 @@ def write_page(folder: Path, executed: Path, entry, spec, outcome, metrics: dict
         metrics,
         write_thumbnail(notebook, folder / "thumbnail.png"),
     )
-    body = notebook_html(notebook, entry.notebook.parent)
+    body = put_explorers(notebook_html(notebook, entry.notebook.parent), explorers)
     _write(
         folder / "index.html",
         "page.html",
@@ -70,6 +73,7 @@ def write_page(folder: Path, executed: Path, entry, spec, outcome, metrics: dict
         notebook=executed.name,
         parameters=entry.parameters,
         body=body,
+        front_end=front_end() if explorers else None,
         highlighting=HtmlFormatter(style="default").get_style_defs(".highlight"),
         date=_today(),
     )

@@ -6,7 +6,7 @@ import pytest
 from test_views import record
 
 from kaviz import export_explorer
-from kaviz.explorer.export import fragment, front_end, saved_fragment, source_of
+from kaviz.explorer.export import fragment, front_end, hash_of, saved_fragment
 from kaviz.explorer.views import unpack, view_pack
 
 
@@ -25,8 +25,8 @@ def test_the_page_holds_the_numbers_and_admits_its_own_module_alone(tmp_path):
     (script,) = re.findall(r'<script type="module">(.*?)</script>', page, re.DOTALL)
     (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
     assert "default-src 'none'" in policy
-    assert f"script-src {source_of(script)};" in policy
-    assert f"style-src {source_of(style)};" in policy
+    assert f"script-src '{hash_of(script)}';" in policy
+    assert f"style-src '{hash_of(style)}';" in policy
     assert "unsafe" not in policy
     assert "<title>a &lt;b&gt;</title>" in page
     assert not re.search(r"(src|href)=", page.replace(script, ""))

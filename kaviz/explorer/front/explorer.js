@@ -53,7 +53,7 @@ class Data {
 
   file(number) {
     const array = this.arrays[`image/${number}`];
-    return array && { blob: new Blob([array.data], { type: array.mime }), size: array.size };
+    return array && { source: `data:${array.mime};base64,${btoa(String.fromCharCode(...array.data))}`, size: array.size };
   }
 
   layer(name) { return this.layers.find((layer) => layer.name === name) ?? this.layers[0]; }
@@ -239,7 +239,6 @@ class Explorer {
     this.state = { ...START, ...host.state };
     this.pick = "a";
     this.cursor = { slot: 0, position: 0 };
-    this.urls = [];
     this.build();
     this.observer = new ResizeObserver(() => this.data && this.width !== this.main.clientWidth && this.draw());
     this.observer.observe(this.main);
@@ -249,9 +248,7 @@ class Explorer {
     const packs = await Promise.all(contents.map((bytes) => unpack(bytes)));
     const before = this.data?.names.length;
     this.data = new Data(packs);
-    this.urls.forEach((url) => URL.revokeObjectURL(url));
-    this.urls = this.data.files.map((file) => file && URL.createObjectURL(file.blob));
-    this.pictures = this.urls.map((src) => src && h("img", { src, alt: "", draggable: false, decoding: "sync" }));
+    this.pictures = this.data.files.map((file) => file && h("img", { src: file.source, alt: "", draggable: false, decoding: "sync" }));
     this.pictures.forEach((picture) => picture?.decode().then(() => this.soon(), () => {}));
     if (before && before < this.data.names.length) Object.assign(this.state, { a: before, class: "", right: "", find: "" });
     this.makeFilm();
@@ -262,7 +259,6 @@ class Explorer {
 
   close() {
     this.observer.disconnect();
-    this.urls.forEach((url) => URL.revokeObjectURL(url));
     this.root.replaceChildren();
   }
 
