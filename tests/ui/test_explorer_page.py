@@ -331,5 +331,5 @@ def test_a_model_of_full_size_is_shown(open_page, tmp_path, model, layers):
         "channels": explorer.page.evaluate(_TIMES, [20, ".kv-pager button"]),
     }
     for change, times in measured.items():
-        print(f"\n{model}: {change}: median {np.median(times):.0f} ms, most {max(times):.0f} ms", end="")
+        print(f"\n{model}: {change}: {min(times):.0f} to {max(times):.0f} ms, median {np.median(times):.0f} ms", end="")
     print(f"\n{model}: page {path.stat().st_size / 1e6:.2f} MB")

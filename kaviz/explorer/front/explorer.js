@@ -37,6 +37,14 @@ function valueAt(array, index) {
   return low + step * (dtype === "code16" ? data[index] | (data[count + index] << 8) : data[index]);
 }
 
+/** Values one after another. A loop, since it runs for all layers at every change of image. */
+function valuesAt(array, first, size) {
+  const { data, dtype, count, low, step } = array, values = new Float32Array(size);
+  if (dtype === "code16") for (let i = 0, at = first; i < size; i += 1, at += 1) values[i] = low + step * (data[at] | (data[count + at] << 8));
+  else for (let i = 0; i < size; i += 1) values[i] = valueAt(array, first + i);
+  return values;
+}
+
 /** All that the packs hold, and what follows from it by sums. Maps are (positions, channels), position by position. */
 class Data {
   constructor(packs) {
@@ -71,8 +79,7 @@ class Data {
     return this.cached(`maps ${layer.name} ${image} ${outcome?.name}`, () => {
       const array = (outcome ?? this).arrays[`attention/${layer.name}`];
       const size = layer.kernel[0] * layer.kernel[1] * layer.channels;
-      const first = array.shape[0] === 1 ? 0 : image * size;
-      return Float32Array.from({ length: size }, (_, index) => valueAt(array, first + index));
+      return valuesAt(array, array.shape[0] === 1 ? 0 : image * size, size);
     });
   }
 
@@ -88,7 +95,9 @@ class Data {
     return this.cached(`mean ${layer.name} ${image} ${outcome?.name}`, () => {
       const maps = this.maps(layer, image, outcome), channels = layer.channels;
       const sums = new Float32Array(maps.length / channels);
-      maps.forEach((value, index) => { sums[Math.floor(index / channels)] += value / channels; });
+      for (let p = 0, index = 0; p < sums.length; p += 1) {
+        for (let c = 0; c < channels; c += 1, index += 1) sums[p] += maps[index] / channels;
+      }
       return sums;
     });
   }
@@ -100,8 +109,10 @@ class Data {
       const sums = new Float32Array(channels).fill(positions === 1 ? 1 : 0);
       if (positions > 1) {
         const unit = Math.log(positions);
-        for (let index = 0; index < maps.length; index += 1) {
-          if (maps[index] > 0) sums[index % channels] -= maps[index] * Math.log(maps[index]) / unit;
+        for (let p = 0, index = 0; p < positions; p += 1) {
+          for (let c = 0; c < channels; c += 1, index += 1) {
+            if (maps[index] > 0) sums[c] -= maps[index] * Math.log(maps[index]) / unit;
+          }
         }
       }
       return sums;
@@ -743,10 +754,14 @@ class Explorer {
   drawGrid({ canvas, caption, bar }, title, maps, low, high, even, about) {
     const { layer, place } = this, { kernel, channels } = layer, { unit, columns } = place;
     const rows = Math.ceil(this.slots.length / columns), across = Math.min(columns, this.slots.length);
-    const places = this.slots.map((channel, slot) => ({
-      x: (slot % columns) * (unit * kernel[1] + GAP), y: Math.floor(slot / columns) * (unit * kernel[0] + GAP), unit, low, high,
-      colors: this.data.diverging, values: Float32Array.from({ length: kernel[0] * kernel[1] }, (_, p) => maps[p * channels + channel]),
-    }));
+    const places = this.slots.map((channel, slot) => {
+      const values = new Float32Array(kernel[0] * kernel[1]);
+      for (let p = 0; p < values.length; p += 1) values[p] = maps[p * channels + channel];
+      return {
+        x: (slot % columns) * (unit * kernel[1] + GAP), y: Math.floor(slot / columns) * (unit * kernel[0] + GAP),
+        unit, low, high, values, colors: this.data.diverging,
+      };
+    });
     paint(canvas, across * (unit * kernel[1] + GAP) - GAP, rows * (unit * kernel[0] + GAP) - GAP, kernel, places);
     caption.textContent = title;
     canvas.setAttribute("aria-label", `Maps of ${this.slots.length} channels of ${layer.name}, ${title}, sorted by ${SORTS[this.state.sort]}`);
