@@ -875,7 +875,7 @@ class Explorer {
         x: left + (place % columns) * across, y: top + Math.floor(place / columns) * (small * kernel[0] + GAP), unit: small, low, high, colors,
         values: data.map(layer, image, channel, this.outcome),
       }));
-      names.push([left, `the same channel in ${fitting.length} images of the row above`]);
+      names.push([left, `in ${fitting.length} of the images`]);
       const context = paint(canvas, Math.floor(width), top + Math.max(tall, 2 * small * kernel[0] + GAP), kernel, places);
       context.fillStyle = getComputedStyle(this.root).color;
       context.font = "11px system-ui, sans-serif";
