@@ -6,6 +6,7 @@ What needs none is the same in a page, and tested there.
 import io
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ def test_it_is_shown_and_every_control_has_a_name(explorer, tmp_path):
 
 def test_a_choice_is_drawn_without_the_kernel(explorer):
     first = explorer.look()
-    for act in (explorer.layer(0).click, explorer.image(4).click, lambda: explorer.choose("Colours fit", "all layers")):
+    sort = partial(explorer.choose, "Sorted by", "channel number")
+    for act in (explorer.layer(0).click, explorer.image(4).click, sort):
         act()
         then = explorer.look()
         assert then.pixels != first.pixels

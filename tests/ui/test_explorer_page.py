@@ -91,11 +91,22 @@ LISTS = [
     ("Sorted by", "entropy, sharpest first", {"sort": "entropy"}),
     ("Sorted by", "share of the output", {"sort": "share"}),
     ("Sorted by", "channel number", {"sort": "number"}),
-    ("Colours fit", "all layers", {"scale": "all"}),
     ("Attention", "uniform in all layers", {"outcome": "uniform in all layers"}),
     ("Position attribution", "ablation", {"positions": "ablation"}),
 ]
-OTHERS = {"Name", "A", "B", "No B", "Images", "Layers", "Opacity", "Previous channels", "Next channels", "Copy link"}
+OTHERS = {
+    "Colours fit",
+    "Name",
+    "A",
+    "B",
+    "No B",
+    "Images",
+    "Layers",
+    "Opacity",
+    "Previous channels",
+    "Next channels",
+    "Copy link",
+}
 SAVES = {f"Save as {kind}" for kind in ("PNG", "SVG", "CSV", "npz")}
 
 
@@ -114,6 +125,16 @@ def test_a_choice_is_drawn_and_stands_in_the_address(explorer, name, option, exp
     then = explorer.choose(name, option)
     assert (then.pixels, then.text) != (first.pixels, first.text)
     assert expected.items() <= state(explorer).items()
+
+
+def test_colours_fit_one_layer_or_all(explorer):
+    changed = []
+    for number in range(3):
+        explorer.layer(number).click()
+        one, every = explorer.choose("Colours fit", "this layer"), explorer.choose("Colours fit", "all layers")
+        changed.append(one.pixels != every.pixels)
+    assert sorted(set(changed)) == [False, True]  # all but the layer whose maps reach farthest
+    assert state(explorer)["scale"] == "all"
 
 
 def test_images_are_chosen_by_click_shift_click_and_keys(explorer):
