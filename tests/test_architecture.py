@@ -21,7 +21,8 @@ FLOORS = [
     ["kaconv.__main__"],
     ["kaviz.style", "kaviz.figures"],
     ["kaviz.attribution", "kaviz.plots"],
-    ["kaviz.live", "kaviz.explorer", "kaviz.reports"],
+    ["kaviz.live", "kaviz.explorer"],
+    ["kaviz.reports"],
     ["kaviz", "kaviz.cli"],
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -77,7 +77,7 @@ def removed() -> Removed:
 
 def _from_donor(own: AttentionRecord, donor: int | None) -> Intervention:
     if donor is None:
-        raise ValueError("the attention of B needs a picture B: choose one")
+        raise ValueError("the attention of B needs an image B: choose one")
     return transplanted(own, donor)
 
 

@@ -1,263 +1,231 @@
-"""What there is to see of the attention in some pictures: settings in, a view out. No widgets here."""
+"""Packs: the numbers that the explorer's front end draws from, in the same bytes for a notebook and for a page.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+A pack is gzip of: the length of a header (4 bytes, little-endian), the header (JSON), and arrays one after another,
+each at the place that the header's `arrays` names. The front end makes no numbers but sums, entropies and differences
+of those in the packs; what needs a model is in them.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import colormaps
+from PIL import Image
 
-from kaconv.attention.interventions import INTERVENTION_KINDS
-from kaconv.attention.record import AttentionRecord, map_distances
-from kaviz.explorer.figure import Panel, plot_explorer
-from kaviz.explorer.gallery import INTERVENTIONS, Gallery, Outcome
-from kaviz.plots.map_grid import most_dependent_channels
+from kaconv.attention.record import AttentionRecord
+from kaviz.style import DIVERGING, SEQUENTIAL
 
-MAPS_OF = ("the picture", "its class, mean")
-CHANNELS = ("mean of all", "one channel", "those that move most")
-SCOPES = ("this layer", "all layers")
-_MOST = 8  # single channels in a view
+BITS = 12  # of an attention weight: between a layer's least and greatest there are 4095 equal steps
+_LONGEST_SIDE = 224  # pixels of an image in a pack
+_LONGEST_ATTRIBUTION = 64  # cells of an attribution's map
+_LOSSLESS = 64  # pixels: images up to this size are PNG, larger ones JPEG
+_QUALITY = 82  # of JPEG
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to look at.
+class _Arrays:
+    """Arrays one after another, and where each begins."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, dict[str, Any]] = {}
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, name: str, values: np.ndarray, **more: Any) -> None:
+        """Exactly as they are: uint8 or float32."""
+        content = values.tobytes() + bytes(-values.nbytes % 4)
+        self.specs[name] = {"dtype": str(values.dtype), "shape": values.shape, "offset": self._size, **more}
+        self._parts.append(content)
+        self._size += len(content)
+
+    def add_quantised(self, name: str, values: np.ndarray, bits: int = BITS) -> None:
+        """In equal steps between the least and the greatest: value = low + step · code, the error at most step / 2.
+
+        Codes of more than 8 bits lie as all low bytes, then all high bytes: gzip makes those small.
+        """
+        low, high = float(values.min()), float(values.max())
+        step = (high - low) / (2**bits - 1)
+        codes = np.round((values.astype(np.float64) - low) / (step or 1)).astype("<u2")
+        if bits > 8:
+            planes = np.ascontiguousarray(codes.reshape(-1).view(np.uint8).reshape(-1, 2).T)
+        else:
+            planes = codes.astype(np.uint8)
+        self.add(name, planes, low=low, high=high, step=step)
+        self.specs[name] |= {"dtype": "code16" if bits > 8 else "code8", "shape": values.shape}
+
+    def content(self) -> bytes:
+        return b"".join(self._parts)
+
+
+def pack(header: Mapping[str, Any], arrays: _Arrays) -> bytes:
+    """The bytes of a pack."""
+    text = json.dumps({**header, "arrays": arrays.specs}, ensure_ascii=False, allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    return gzip.compress(len(text).to_bytes(4, "little") + text + arrays.content(), 6, mtime=0)
+
+
+def unpack(content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header of a pack and its arrays, as the front end reads them."""
+    raw = gzip.decompress(content)
+    start = 4 + int.from_bytes(raw[:4], "little")
+    header = json.loads(raw[4:start])
+    return header, {name: _read(raw[start:], spec) for name, spec in header["arrays"].items()}
+
+
+def _read(raw: bytes, spec: Mapping[str, Any]) -> np.ndarray:
+    count = int(np.prod(spec["shape"]))
+    if spec["dtype"] == "code16":
+        planes = np.frombuffer(raw, np.uint8, 2 * count, spec["offset"]).reshape(2, count).astype(np.uint16)
+        values = spec["low"] + spec["step"] * (planes[0] | planes[1] << 8)
+    elif spec["dtype"] == "code8":
+        values = spec["low"] + spec["step"] * np.frombuffer(raw, np.uint8, count, spec["offset"])
+    else:
+        values = np.frombuffer(raw, spec["dtype"], count, spec["offset"])
+    return values.reshape(spec["shape"])
+
+
+def view_pack(
+    record: AttentionRecord,
+    *,
+    images: Sequence[np.ndarray] | None = None,
+    probabilities: np.ndarray | None = None,
+    classes: Sequence[str] | None = None,
+    shares: Mapping[str, np.ndarray] | None = None,
+    title: str = "Attention",
+) -> bytes:
+    """The attention of images, and what else is known of them.
 
     Args:
-        layer: name of a layer.
-        a: number of a picture.
-        b: number of another one, to compare with; None: A alone.
-        maps_of: one of `MAPS_OF`.
-        channels: one of `CHANNELS`.
-        channel: the channel's number, for "one channel".
-        scale: one of `SCOPES`: the layers whose maps the colour scale fits.
-        intervention: one of `kaviz.explorer.gallery.INTERVENTIONS`.
-        where: one of `SCOPES`: the layers with the intervention.
-        position: row-major number of the kernel position, for "one position removed".
+        record: the attention; with its labels, predictions and ids, and thumbnails where no `images` are given.
+        images: (H, W, 3) each, in [0, 1] or uint8.
+        probabilities: of the classes (N, classes).
+        classes: names of all classes.
+        shares: for each layer the share of each channel in its output (N, C).
 
     Raises:
-        ValueError: for what is none of the choices.
+        ValueError: for something that does not fit the record's samples.
     """
-
-    layer: str
-    a: int = 0
-    b: int | None = None
-    maps_of: str = MAPS_OF[0]
-    channels: str = CHANNELS[0]
-    channel: int = 0
-    scale: str = "this layer"
-    intervention: str = "none"
-    where: str = "all layers"
-    position: int = 0
-
-    def __post_init__(self) -> None:
-        choices = {
-            "maps_of": MAPS_OF,
-            "channels": CHANNELS,
-            "scale": SCOPES,
-            "intervention": tuple(INTERVENTIONS),
-            "where": SCOPES,
-        }
-        for name, allowed in choices.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
-
-
-@dataclass(frozen=True)
-class View:
-    """What is to be seen, and in `caption` the same in sentences. `figure` draws it."""
-
-    panels: list[Panel]
-    names: list[str]
-    classes: list[str]
-    title: str
-    reach: float
-    layer: str
-    distances: dict[str, float] | None
-    caption: list[str]
-
-    def figure(self) -> Figure:
-        options = {"title": self.title, "reach": self.reach, "layer": self.layer, "distances": self.distances}
-        return plot_explorer(self.panels, self.names, self.classes, **options)
-
-
-Compared = tuple[str, int, Outcome]  # what it is called, number of the picture, what the model makes of it
-
-
-def view(gallery: Gallery, settings: Settings) -> View:
-    """What the settings say of the pictures.
-
-    With an intervention and no picture B, A is compared with A before the intervention.
-
-    Raises:
-        ValueError: if there is nothing to see with these settings; it says why.
-    """
-    _check(gallery, settings)
-    own, now = gallery.own(), _outcome(gallery, settings)
-    compared = [("A", settings.a, now)]
-    if settings.b is not None:
-        compared.append(("B", settings.b, now))
-    elif now is not own:
-        compared.append(("A before", settings.a, own))
-    channels = _channels(own.record, settings)
-    farthest = _farthest(own.record, settings)
-    distances = _distances(gallery, settings, compared) if len(compared) == 2 else None
-    return View(
-        [_panel(gallery, settings, channels, *which) for which in compared],
-        ["mean"] if channels is None else [str(channel) for channel in channels],
-        gallery.classes,
-        f"Attention in {settings.layer}: {_which_channels(gallery, settings)}\n{_which_change(gallery, settings)}",
-        min(1.0, farthest) or 0.01,
-        settings.layer,
-        distances,
-        _caption(gallery, settings, compared, farthest, distances),
-    )
-
-
-def _check(gallery: Gallery, settings: Settings) -> None:
-    if settings.layer not in gallery.layers:
-        raise ValueError(f"there is no layer {settings.layer!r}; there are {', '.join(gallery.layers)}")
-    for index in (settings.a, settings.b):
-        if index is not None and not 0 <= index < len(gallery):
-            raise ValueError(f"pictures are numbered from 0 to {len(gallery) - 1}; there is no {index}")
-    channels = gallery.kernels[settings.layer][1]
-    if settings.channels == "one channel" and not 0 <= settings.channel < channels:
-        raise ValueError(f"{settings.layer} has channels 0 to {channels - 1}; got {settings.channel}")
-
-
-def _outcome(gallery: Gallery, settings: Settings) -> Outcome:
-    if settings.intervention == "none":
-        return gallery.own()
-    kind = INTERVENTION_KINDS[settings.intervention]
-    shown = None if settings.maps_of != "the picture" else sorted({settings.a, settings.b} - {None})
-    return gallery.under(
-        settings.intervention,
-        settings.layer if settings.where == "this layer" else "*",
-        position=settings.position if kind.needs_position else None,
-        donor=settings.b if kind.needs_donor else None,
-        samples=shown,
-    )
-
-
-def _panel(
-    gallery: Gallery, settings: Settings, channels: Sequence[int] | None, name: str, index: int, outcome: Outcome
-) -> Panel:
-    maps = _maps(gallery, settings, index, outcome, settings.layer)
-    return Panel(
-        name,
-        gallery.name(index),
-        gallery.picture(index),
-        maps.mean(axis=-1)[None] if channels is None else np.moveaxis(maps[..., channels], -1, 0),
-        outcome.prediction(index),
-        None if outcome is gallery.own() else gallery.own().prediction(index),
-        gallery.label(index),
-    )
-
-
-def _maps(gallery: Gallery, settings: Settings, index: int, outcome: Outcome, layer: str) -> np.ndarray:
-    """Of a picture, or the mean over its class. (kh, kw, C)."""
-    if settings.maps_of == "the picture":
-        return outcome.maps(layer, index)
-    return outcome.record.attention[layer][gallery.class_members(index)[1]].mean(axis=0)
-
-
-def _channels(record: AttentionRecord, settings: Settings) -> list[int] | None:
-    """The channels whose maps are shown; None: the mean of all."""
-    if settings.channels == "mean of all":
-        return None
-    if settings.channels == "one channel":
-        return [settings.channel]
-    return most_dependent_channels(record, settings.layer, _MOST).tolist()
-
-
-def _farthest(record: AttentionRecord, settings: Settings) -> float:
-    """The greatest distance of the pictures' maps from the even share, in even shares."""
-    layers = [settings.layer] if settings.scale == "this layer" else record.layers
-    maps = (record.deviation(layer) for layer in layers)
-    if settings.channels == "mean of all":
-        maps = (deviation.mean(axis=-1) for deviation in maps)
-    return max(float(np.abs(deviation).max()) for deviation in maps)
-
-
-def _distances(gallery: Gallery, settings: Settings, compared: Sequence[Compared]) -> dict[str, float]:
-    """Total variation distance between the maps of the two in each layer, mean over the channels."""
-    both = {
-        layer: np.stack([_maps(gallery, settings, index, outcome, layer) for _, index, outcome in compared])
-        for layer in gallery.layers
+    count = len(record)
+    if images is None:
+        images = list(record.thumbnails) if record.thumbnails is not None else None
+    predictions = record.predictions if probabilities is None else probabilities.argmax(axis=1)
+    for name, values in {"images": images, "probabilities": probabilities}.items():
+        if values is not None and len(values) != count:
+            raise ValueError(f"the record has {count} samples, but there are {len(values)} {name}")
+    if probabilities is not None and classes is not None and probabilities.shape[1] != len(classes):
+        raise ValueError(f"there are probabilities of {probabilities.shape[1]} classes, but {len(classes)} names")
+    arrays = _Arrays()
+    for name in (SEQUENTIAL, DIVERGING):
+        table = np.round(255 * colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
+        arrays.add("sequential" if name == SEQUENTIAL else "diverging", table)
+    layers = []
+    for layer, maps in record.attention.items():
+        arrays.add_quantised(f"attention/{layer}", maps)
+        arrays.add(f"dependence/{layer}", record.input_dependence(layer).astype(np.float32))
+        if shares is not None:
+            arrays.add_quantised(f"share/{layer}", shares[layer])
+        layers.append({"name": layer, "kernel": maps.shape[1:3], "channels": maps.shape[3]})
+    if probabilities is not None:
+        arrays.add("probabilities", probabilities.astype(np.float32))
+    for number, image in enumerate([] if images is None else images):
+        content, mime, size = _encode(image)
+        arrays.add(f"image/{number}", np.frombuffer(content, np.uint8), mime=mime, size=size)
+    header = {
+        "kind": "view",
+        "title": title,
+        "layers": layers,
+        "names": _names(record),
+        "labels": None if record.labels is None else [int(label) for label in record.labels],
+        "predictions": None if predictions is None else [int(prediction) for prediction in predictions],
+        "classes": None if classes is None else [str(name) for name in classes],
     }
-    return {layer: float(map_distances(maps)[0, 1]) for layer, maps in both.items()}
+    return pack(header, arrays)
 
 
-def _which_channels(gallery: Gallery, settings: Settings) -> str:
-    count = gallery.kernels[settings.layer][1]
-    which = {
-        "mean of all": f"mean of all {count} channels",
-        "one channel": f"channel {settings.channel} of {count}",
-        "those that move most": f"the {min(_MOST, count)} of {count} channels that move most",
-    }[settings.channels]
-    return which if settings.maps_of == "the picture" else f"{which}, mean over the class"
+def outcome_pack(name: str, record: AttentionRecord, probabilities: np.ndarray) -> bytes:
+    """Attention and probabilities under an intervention.
+
+    Maps that are the same for all images are kept once.
+
+    Args:
+        name: of the intervention, such as "uniform in all layers".
+    """
+    arrays = _Arrays()
+    for layer, maps in record.attention.items():
+        arrays.add_quantised(f"attention/{layer}", maps[:1] if (maps == maps[:1]).all() else maps, 8)
+    arrays.add("probabilities", probabilities.astype(np.float32))
+    return pack({"kind": "outcome", "name": name}, arrays)
 
 
-def _which_change(gallery: Gallery, settings: Settings) -> str:
-    if settings.intervention == "none":
-        return "No intervention"
-    what = INTERVENTIONS[settings.intervention]
-    if settings.intervention == "one position removed":
-        what = (
-            f"the position “{gallery.positions(settings.layer)[settings.position]}” gets nothing, the others share it"
-        )
-    where = "all layers" if settings.where == "all layers" else f"{settings.layer} only"
-    return f"Intervention in {where}: {what}"
+def attribution_pack(method: str, maps: np.ndarray, about: str = "the predicted class") -> bytes:
+    """What each pixel contributes, in whole per cent of the strongest of its image, which is kept exactly.
+
+    Args:
+        method: its name.
+        maps: (N, h, w); maps of more than 64 cells a side are averaged down to that.
+        about: whose score the maps explain.
+
+    Raises:
+        ValueError: for other shapes, or values that are not finite.
+    """
+    if maps.ndim != 3 or not np.isfinite(maps).all():
+        raise ValueError(f"attributions of {method} must be finite maps (N, h, w); got {maps.dtype} {maps.shape}")
+    small = np.stack([_shrink(values.astype(np.float32)) for values in maps])
+    scale = np.abs(small).max(axis=(1, 2))
+    arrays = _Arrays()
+    arrays.add("scale", scale.astype(np.float32))
+    codes = np.round(100 * small / np.maximum(scale, 1e-30)[:, None, None]) + 100
+    arrays.add("percent", codes.astype(np.uint8))
+    return pack({"kind": "attribution", "method": method, "about": about}, arrays)
 
 
-def _caption(
-    gallery: Gallery,
-    settings: Settings,
-    compared: Sequence[Compared],
-    farthest: float,
-    distances: dict[str, float] | None,
-) -> list[str]:
-    sentences = [_on_picture(gallery, *which) for which in compared]
-    sentences.append(f"Shown is the attention in {settings.layer}: {_which_channels(gallery, settings)}.")
-    if settings.maps_of != "the picture":
-        sentences += [_on_class(gallery, name, index) for name, index, _ in compared]
-    sentences.append(f"{_which_change(gallery, settings)}.")
-    sentences.append(_on_scale(gallery, settings, farthest))
-    if distances:
-        (first, *_), (second, *_) = compared
-        sentences.append(
-            f"{first} − {second} is drawn on a scale of its own. In this layer the maps of the two are "
-            f"{distances[settings.layer]:.3f} apart: the total variation distance, mean over the channels; 0 is the "
-            f"same, 1 nothing in common."
-        )
-    return sentences
+def position_pack(
+    method: str, values: Mapping[str, np.ndarray], about: str = "the predicted class", note: str = ""
+) -> bytes:
+    """What each kernel position of each layer contributes to a class score.
+
+    Args:
+        method: its name.
+        values: for each layer (N, kh, kw), or (N, kh, kw, C), which is summed over the channels.
+        about: whose score the values explain.
+        note: a sentence that the explorer shows below them, such as on their completeness.
+
+    Raises:
+        ValueError: for other shapes, or values that are not finite.
+    """
+    arrays = _Arrays()
+    for layer, array in values.items():
+        if array.ndim not in (3, 4) or not np.isfinite(array).all():
+            raise ValueError(f"position attributions of {layer} must be finite (N, kh, kw); got {array.shape}")
+        arrays.add(f"values/{layer}", (array.sum(axis=-1) if array.ndim == 4 else array).astype(np.float32))
+    return pack({"kind": "positions", "method": method, "about": about, "note": note}, arrays)
 
 
-def _on_picture(gallery: Gallery, name: str, index: int, outcome: Outcome) -> str:
-    own = gallery.own()
-    if name == "A before":
-        return f"A before is A without the intervention, taken for {_taken(gallery, own, index)}."
-    before = "" if outcome is own else f" (without the intervention: {_taken(gallery, own, index)})"
-    return f"{name} is {gallery.name(index)}, taken for {_taken(gallery, outcome, index)}{before}."
+def _names(record: AttentionRecord) -> list[str]:
+    ids = np.arange(len(record)) if record.ids is None else record.ids
+    return [f"image {name}" if np.issubdtype(ids.dtype, np.integer) else str(name) for name in ids]
 
 
-def _taken(gallery: Gallery, outcome: Outcome, index: int) -> str:
-    probabilities = outcome.prediction(index)
-    return f"“{gallery.classes[probabilities.argmax()]}” with probability {probabilities.max():.2f}"
+def _encode(image: np.ndarray) -> tuple[bytes, str, tuple[int, int]]:
+    """The bytes of an image file, their MIME type, and width and height."""
+    if image.dtype != np.uint8:
+        image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    picture = Image.fromarray(image).convert("RGB")
+    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    if max(picture.size) <= _LOSSLESS:
+        picture.save(file, "PNG", optimize=True)
+        return file.getvalue(), "image/png", picture.size
+    picture.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue(), "image/jpeg", picture.size
 
 
-def _on_class(gallery: Gallery, name: str, index: int) -> str:
-    label, members = gallery.class_members(index)
-    predicted = "" if gallery.label(index) is not None else ", which the model takes it for"
-    return f"{name}: the mean over {members.sum()} pictures of the class “{gallery.classes[label]}”{predicted}."
-
-
-def _on_scale(gallery: Gallery, settings: Settings, farthest: float) -> str:
-    kh, kw = gallery.kernels[settings.layer][0]
-    even, reach = 1 / (kh * kw), min(1.0, farthest)
-    fits = f"the maps of all {len(gallery)} pictures in {settings.scale}"
-    ends = (
-        f"The colours go from {even * (1 - reach):.3f} to {even * (1 + reach):.3f}, white at the even share 1/{kh * kw}"
-    )
-    if farthest <= 1:
-        return f"{ends}, which fits {fits}."
-    return f"{ends}; {fits} reach up to {even * (1 + farthest):.3f}, beyond the scale."
+def _shrink(values: np.ndarray) -> np.ndarray:
+    height, width = values.shape
+    scale = min(1, _LONGEST_ATTRIBUTION / max(height, width))
+    if scale == 1:
+        return values
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BOX))

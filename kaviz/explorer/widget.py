@@ -1,53 +1,67 @@
-"""A model's attention, picture by picture, in a notebook."""
+"""A model's attention, image by image, in a notebook."""
 
-import base64
-import html
-import io
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import count
+import contextvars
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as W
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import anywidget
+import numpy as np
+import traitlets
 from torch import Tensor, nn
 
+from kaconv.attention.interventions import INTERVENTION_KINDS
 from kaconv.data.preprocessing import Preprocessing
-from kaviz.explorer.gallery import INTERVENTIONS, Gallery
-from kaviz.explorer.views import CHANNELS, MAPS_OF, SCOPES, Settings, View, view
-from kaviz.figures import save_figure
+from kaviz.attribution import METHOD_LABELS, attribute
+from kaviz.explorer.export import FRONT, write_page
+from kaviz.explorer.gallery import Gallery, Watch
+from kaviz.explorer.views import attribution_pack, outcome_pack, position_pack, view_pack
 
-_SECONDS = 1.0  # that a layer is shown for while playing
-_DPI = 120
-_WIDTH = "300px"  # of a control
-_NONE = -1  # in place of a picture's number; a list with the value None would show nothing as chosen
+_OUTCOMES = 4  # interventions that are kept
+_ATTRIBUTED = 4  # images whose attribution is computed at a time
 
 
-class AttentionExplorer(W.VBox):
-    """Pictures and the attention that a model gives them: choose, compare, intervene, save.
+class Cancelled(Exception):
+    """Someone has pressed Cancel."""
 
-    All layers' attention is computed once for all pictures; what is chosen is looked up there and drawn. With an
-    intervention the model runs again for the pictures shown, or for all where means of classes are.
+
+class AttentionExplorer(anywidget.AnyWidget):
+    """Images and the attention that a model gives them: choose, compare, intervene, attribute, save, send.
+
+    All layers' attention is computed once for all images, and the browser draws from that. What needs the model
+    (interventions, attributions, images of your own) runs in a thread of the kernel, with progress, and can be
+    cancelled; while it runs, leave the model alone.
 
     Args:
         model: with KAConv2d layers, giving (N, classes). It runs in eval mode, on its own device; it is left as it was.
-        images: the pictures as the model takes them, normalised, (N, 3, H, W).
-        labels: true classes (N,), which means of classes need.
+        images: as the model takes them, normalised, (N, 3, H, W).
+        labels: true classes (N,), where known.
         classes: names of all classes; None numbers them.
-        preprocessing: how the pictures were normalised; without it none can be uploaded, and each is shown in its own
+        preprocessing: how the images were normalised; without it none can be uploaded, and each is shown in its own
             range of colours.
-        ids: names or numbers of the pictures (N,); None numbers them from 0.
-        save_to: folder for what the button saves.
+        ids: names of the images (N,), such as those of their files; None numbers them from 0.
+        attributions: for each method its maps (N, h, w), positive for what speaks for the predicted class.
+        positions: for each method and layer what the kernel positions contribute to the predicted class's score,
+            (N, kh, kw), or (N, kh, kw, C), which is summed over the channels.
+        title: stands above it; None: the model's kind.
 
     Raises:
-        ValueError: if the model has no KAConv2d layer, or if the rest does not fit together.
+        ValueError: if the model has no KAConv2d layer or gives no (N, classes), or if the rest does not fit together.
 
     Example:
         >>> explorer = AttentionExplorer(model, images, labels=labels, preprocessing=checkpoint.preprocessing)
         >>> explorer  # the last line of a cell shows it
+        >>> explorer.state = {"a": 3, "b": 7, "layer": "layer4.2.conv2"}  # numbers of images, and a layer
+        >>> explorer.export("view.html")  # all of it in a page
     """
+
+    _esm = FRONT / "explorer.js"
+    _css = FRONT / "explorer.css"
+    view_data = traitlets.Bytes().tag(sync=True)
+    extra_data = traitlets.List(traitlets.Bytes()).tag(sync=True)
+    state = traitlets.Dict(help="what is chosen, as in a page's address; what is missing is as at first").tag(sync=True)
+    abilities = traitlets.Dict().tag(sync=True)
 
     def __init__(
         self,
@@ -58,206 +72,202 @@ class AttentionExplorer(W.VBox):
         classes: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         ids: Sequence[Any] | None = None,
-        save_to: str | Path = "explorer",
+        attributions: Mapping[str, np.ndarray] | None = None,
+        positions: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        title: str | None = None,
     ) -> None:
         gallery = Gallery(model, images, labels=labels, classes=classes, preprocessing=preprocessing, ids=ids)
-        super().__init__()
-        self.gallery = gallery
-        self.save_to = Path(save_to)
-        self._busy = False
-        self._make_controls()
-        self._offer_pictures(0, _NONE)
-        self._arrange()
-        self._settle()
-        self._draw()
-        self._watch()
+        extras = {("attribution", name): attribution_pack(name, maps) for name, maps in (attributions or {}).items()}
+        extras |= {("positions", name): position_pack(name, values) for name, values in (positions or {}).items()}
+        self.gallery, self.title = gallery, title or type(model).__name__
+        self._extras: dict[tuple[str, str], bytes] = extras
+        self._thread: threading.Thread | None = None
+        self._cancelled = threading.Event()
+        abilities = {
+            "uploads": preprocessing is not None,
+            "interventions": {name: kind.description for name, kind in INTERVENTION_KINDS.items()},
+            "of_a_position": [name for name, kind in INTERVENTION_KINDS.items() if kind.needs_position],
+            "methods": dict(METHOD_LABELS),
+            "positions": {layer: gallery.positions(layer) for layer in gallery.layers},
+        }
+        super().__init__(view_data=self._view(), extra_data=list(extras.values()), abilities=abilities)
+        self.on_msg(self._on_message)
 
-    def settings(self) -> Settings:
-        """What the controls say."""
-        return Settings(
-            layer=self.layer.value,
-            a=self.picture_a.value,
-            b=None if self.picture_b.value == _NONE else self.picture_b.value,
-            maps_of=self.maps_of.value,
-            channels=self.channels.value,
-            channel=self.channel.value,
-            scale=self.scale.value,
-            intervention=self.intervention.value,
-            where=self.where.value,
-            position=self.position.value,
-        )
-
-    def figure(self, **changes: Any) -> Figure:
-        """The figure that other settings than those of the controls would give.
+    def intervene(
+        self,
+        intervention: str,
+        layers: str = "*",
+        *,
+        position: int | None = None,
+        donor: int | None = None,
+        watch: Watch | None = None,
+    ) -> str:
+        """Run the model with its attention replaced, and let it be chosen under "Attention".
 
         Args:
-            changes: fields of `kaviz.explorer.views.Settings`.
+            intervention, layers, position, donor, watch: as in `Gallery.under`.
+
+        Returns:
+            The name under which it is chosen, the `outcome` of `state`. The last four are kept.
         """
-        return view(self.gallery, replace(self.settings(), **changes)).figure()
+        outcome = self.gallery.under(intervention, layers, position=position, donor=donor, watch=watch)
+        name = self._name(intervention, layers, position, donor)
+        kept = [key for key in self._extras if key[0] == "outcome" and key[1] != name]
+        for key in kept[: max(0, len(kept) - _OUTCOMES + 1)]:
+            del self._extras[key]
+        self._keep("outcome", name, outcome_pack(name, outcome.record, outcome.probabilities))
+        return name
+
+    def attribute(self, method: str, watch: Watch | None = None) -> str:
+        """Compute what each pixel contributes to the logit of the predicted class, for all images.
+
+        Args:
+            method: one of `kaviz.attribution.METHODS`.
+
+        Returns:
+            The name under which it is chosen, the `method` of `state`.
+        """
+        gallery = self.gallery
+        device, parts = next(gallery.model.parameters()).device, []
+        predicted = gallery.own().probabilities.argmax(axis=1)
+        with gallery.lock:
+            for start in range(0, len(gallery), _ATTRIBUTED):
+                if watch is not None:
+                    watch(start, len(gallery))
+                batch = gallery.images[start : start + _ATTRIBUTED].to(device)
+                target = batch.new_tensor(predicted[start : start + _ATTRIBUTED]).long()
+                parts.append(_of_pixels(attribute(gallery.model, batch, target, method, progress=False)))
+        name = METHOD_LABELS[method]
+        self._keep("attribution", name, attribution_pack(name, np.concatenate(parts)))
+        return name
+
+    def upload(self, files: Sequence[tuple[str, bytes]], watch: Watch | None = None) -> list[str]:
+        """Take in image files by their names and bytes; what was computed by interventions before is dropped.
+
+        Returns:
+            A sentence for each file that cannot be taken in.
+        """
+        before = len(self.gallery)
+        refused = self.gallery.add(files, watch)
+        if len(self.gallery) > before:
+            self._extras = {key: content for key, content in self._extras.items() if key[0] != "outcome"}
+            with self.hold_sync():
+                self.extra_data = list(self._extras.values())
+                self.view_data = self._view()
+        return refused
+
+    def export(self, path: str | Path) -> Path:
+        """Write a page with all that is seen here, and with what is chosen now; it needs no network and no kernel.
+
+        Args:
+            path: of the file, such as "view.html".
+        """
+        return write_page(path, [self.view_data, *self.extra_data], self.title, self.state)
+
+    def wait(self) -> None:
+        """Wait until what the browser has asked for is done."""
+        if self._thread is not None:
+            self._thread.join()
 
     def close(self) -> None:
         """Take it off the page and out of memory."""
-        if self.comm is None:  # closed already, or never opened
+        if self.comm is None:  # closed already
             return
-        self.save.on_click(self._on_save, remove=True)
-        for widget in [*_tree(self)]:
-            widget.unobserve_all()
-            (super() if widget is self else widget).close()
+        self._cancelled.set()
+        self.on_msg(self._on_message, remove=True)
+        self.unobserve_all()
+        layout = self.layout
+        super().close()
+        layout.close()
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict:
-        """The widget, and for pages without a kernel what it shows as it is displayed."""
-        return super()._repr_mimebundle_(**kwargs) | {"text/html": self._still()}
-
-    def _still(self) -> str:
-        """The picture, its caption, and the settings that apply."""
-        controls = [control for control in self._choices if not control.disabled]
-        rows = "".join(f"<tr><th>{control.description}</th><td>{_shown(control)}</td></tr>" for control in controls)
-        source = base64.b64encode(self.picture.value).decode()
-        caption = html.escape(" ".join(self.shown.caption))
-        picture = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
-        return f"<div>{picture}{self.caption.value}<table>{rows}</table></div>"
-
-    def _make_controls(self) -> None:
-        self.picture_a = _dropdown("Picture A", [])
-        self.picture_b = _dropdown("Picture B", [], "to compare A with")
-        uploads = self.gallery.preprocessing is not None
-        self.upload = W.FileUpload(
-            description="Upload a picture",
-            accept="image/*",
-            disabled=not uploads,
-            tooltip="a picture file, to be shown as A" if uploads else "needs the preprocessing of the pictures",
-            layout=W.Layout(width="auto"),
+    def _view(self) -> bytes:
+        gallery, own = self.gallery, self.gallery.own()
+        record = type(own.record)(own.record.attention, labels=gallery.labels, ids=np.array(gallery.ids))
+        return view_pack(
+            record,
+            images=[gallery.picture(index) for index in range(len(gallery))],
+            probabilities=own.probabilities,
+            classes=gallery.classes,
+            shares=own.shares,
+            title=self.title,
         )
-        self.layer = _dropdown("Layer", self.gallery.layers, "from the input to the output")
-        self.play = W.Play(max=len(self.gallery.layers) - 1, interval=int(1000 * _SECONDS), tooltip="Play")
-        self.maps_of = _dropdown("Maps of", MAPS_OF, "the picture's own maps, or the mean over its class")
-        self.channels = _dropdown("Channels", CHANNELS)
-        self.channel = W.BoundedIntText(description="Channel", layout=W.Layout(width=_WIDTH))
-        self.scale = _dropdown("Scale fits", SCOPES, "the layers whose maps the colour scale fits")
-        self.intervention = _dropdown("Intervention", INTERVENTIONS, "what takes the place of the attention")
-        self.where = _dropdown("Intervene in", SCOPES[::-1], "the layers with the intervention")
-        self.position = _dropdown("Position", [], "the kernel position that is removed")
-        pictures, maps = [self.picture_a, self.picture_b], [self.layer, self.maps_of, self.channels, self.channel]
-        self._choices = [*pictures, *maps, self.scale, self.intervention, self.where, self.position]
-        self.save = W.Button(
-            description="Save figure and data", tooltip="PNG, SVG, PDF and CSV", layout=W.Layout(width="auto")
-        )
-        self.status = W.HTML()
-        self.picture = W.Image(format="png", layout=W.Layout(max_width="100%", align_self="flex-start"))
-        self.caption = W.HTML()
 
-    def _offer_pictures(self, a: int, b: int) -> None:
-        names = [(self.gallery.describe(index), index) for index in range(len(self.gallery))]
-        self.picture_a.options, self.picture_b.options = names, [("none", _NONE), *names]
-        self.picture_a.value, self.picture_b.value = a, b
+    def _keep(self, kind: str, name: str, content: bytes) -> None:
+        self._extras.pop((kind, name), None)
+        self._extras[kind, name] = content
+        self.extra_data = list(self._extras.values())
 
-    def _arrange(self) -> None:
-        rows = [
-            [self.picture_a, self.picture_b, self.upload],
-            [self.layer, W.HBox([W.Label("Play through the layers"), self.play])],
-            [self.maps_of, self.channels, self.channel],
-            [self.intervention, self.where, self.position],
-            [self.scale, self.save],
-        ]
-        boxes = [W.HBox(row, layout=W.Layout(flex_flow="row wrap")) for row in rows]
-        self.children = [*boxes, self.status, self.picture, self.caption]
+    def _name(self, intervention: str, layers: str, position: int | None, donor: int | None) -> str:
+        where = "all layers" if layers == "*" else layers
+        if position is not None:
+            names = self.gallery.positions(layers if layers in self.gallery.layers else self.gallery.layers[0])
+            return f"{names[position]} removed in {where}"
+        if donor is not None:
+            return f"attention of {self.gallery.ids[donor]} in {where}"
+        return f"{intervention} in {where}"
 
-    def _watch(self) -> None:
-        for control in self._choices:
-            control.observe(self._on_choice, "value")
-        self.play.observe(self._on_play, "value")
-        self.upload.observe(self._on_upload, "value")
-        self.save.on_click(self._on_save)
+    # What a browser asks for
 
-    def _on_choice(self, change: dict) -> None:
-        self._do(self._render)
+    def _on_message(self, widget: Any, content: Mapping[str, Any], buffers: Sequence[memoryview]) -> None:
+        if content.get("ask") == "cancel":
+            self._cancelled.set()
+        elif self._thread is not None and self._thread.is_alive():
+            self.send({"say": "error", "text": "The model is at work; wait, or cancel that first."})
+        else:
+            self._cancelled.clear()
+            # With this call's context, so that what the thread sends is known to be an answer to it.
+            run = contextvars.copy_context().run
+            self._thread = threading.Thread(target=run, args=(self._answer, dict(content), list(buffers)), daemon=True)
+            self._thread.start()
 
-    def _on_play(self, change: dict) -> None:
-        self.layer.index = change["new"]
-
-    def _on_upload(self, change: dict) -> None:
-        for file in change["new"]:
-            self._do(self._add, bytes(file["content"]), file["name"])
-        if change["new"]:
-            self.upload.value = ()  # so that the same file can be given again, and none is kept
-
-    def _on_save(self, button: W.Button) -> None:
-        self._do(self._save)
-
-    def _do(self, action: Callable[..., None], *args: Any) -> None:
-        """What a click asks for. Controls that it sets ask for nothing; what goes wrong is said in a line."""
-        if self._busy:
-            return
-        self._busy = True
+    def _answer(self, content: dict[str, Any], buffers: list[memoryview]) -> None:
+        """Does what is asked for, in a thread; what goes wrong is said in a line, for no cell is there to show it."""
         try:
-            self._say("")
-            action(*args)
-        except Exception as error:  # there is no cell below which a traceback would be seen
+            work = {"intervene": self._do_intervene, "attribute": self._do_attribute, "upload": self._do_upload}
+            said = work[content["ask"]](content, buffers)
+            self.send({"say": "done", **said})
+        except Cancelled:
+            self.send({"say": "done", "text": "Cancelled; nothing has changed."})
+        except Exception as error:
             text = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
-            self._say(text, "alert")
-        finally:
-            self._busy = False
+            self.send({"say": "error", "text": text})
 
-    def _render(self) -> None:
-        self._settle()
-        self._draw()
+    def _do_intervene(self, content: dict[str, Any], buffers: list[memoryview]) -> dict[str, Any]:
+        kind, donor = content["kind"], content["donor"] if content["donor"] >= 0 else None
+        needs = INTERVENTION_KINDS[kind]
+        which: dict[str, Any] = {
+            "position": content["position"] if needs.needs_position else None,
+            "donor": donor if needs.needs_donor else None,
+        }
+        name = self.intervene(kind, content["layers"], **which, watch=self._watch(kind))
+        own = self.gallery.own().probabilities.argmax(axis=1)
+        now = self.gallery.under(kind, content["layers"], **which).probabilities.argmax(axis=1)
+        text = f"With {name}, {int((now != own).sum())} of {len(own)} predictions change."
+        return {"text": text, "show": {"outcome": name}}
 
-    def _add(self, content: bytes, name: str) -> None:
-        number = self.gallery.add(content, name)
-        self._offer_pictures(number, self.picture_b.value)
-        self._render()
+    def _do_attribute(self, content: dict[str, Any], buffers: list[memoryview]) -> dict[str, Any]:
+        name = self.attribute(content["method"], self._watch("attribution"))
+        return {"text": f"{name} is computed for all images.", "show": {"method": name}}
 
-    def _save(self) -> None:
-        names = (f"view-{number:03}" for number in count(1))
-        free = next(name for name in names if not (self.save_to / f"{name}.png").exists())
-        files = save_figure(self.shown.figure(), self.save_to / free)
-        self._say(f"saved {', '.join(file.name for file in files)} in {self.save_to.resolve()}")
+    def _do_upload(self, content: dict[str, Any], buffers: list[memoryview]) -> dict[str, Any]:
+        files = [(str(name), bytes(buffer)) for name, buffer in zip(content["names"], buffers, strict=True)]
+        refused = self.upload(files, self._watch("upload"))
+        taken = len(files) - len(refused)
+        said = [f"{taken} image{'' if taken == 1 else 's'} uploaded."] if taken else []
+        if refused and not taken:
+            raise ValueError("\n".join(refused))
+        return {"text": "\n".join(said + refused)}
 
-    def _settle(self) -> None:
-        """Only what applies can be changed, and only within its limits."""
-        _, channels = self.gallery.kernels[self.layer.value]
-        self.channel.max = channels - 1
-        positions = [(name, number) for number, name in enumerate(self.gallery.positions(self.layer.value))]
-        if self.position.options != tuple(positions):
-            self.position.options = positions
-            self.position.value = len(positions) // 2
-        self.play.value = self.layer.index
-        self.maps_of.disabled = not self.gallery.labelled
-        self.channel.disabled = self.channels.value != "one channel"
-        self.where.disabled = self.intervention.value == "none"
-        self.position.disabled = self.intervention.value != "one position removed"
+    def _watch(self, what: str) -> Callable[[int, int], None]:
+        def watch(done: int, of: int) -> None:
+            if self._cancelled.is_set():
+                raise Cancelled
+            self.send({"say": "progress", "what": what, "done": done, "of": of})
 
-    def _draw(self) -> None:
-        self.shown = view(self.gallery, self.settings())
-        self.picture.value = _png(self.shown)
-        self.caption.value = f"<p>{'<br>'.join(map(html.escape, self.shown.caption))}</p>"
-
-    def _say(self, text: str, role: str = "status") -> None:
-        color = {"status": "inherit", "alert": "#b3261e"}[role]
-        self.status.value = f'<div role="{role}" style="color:{color}">{html.escape(text)}</div>' if text else ""
+        return watch
 
 
-def _dropdown(label: str, options: Sequence, tooltip: str | None = None) -> W.Dropdown:
-    return W.Dropdown(description=label, options=list(options), tooltip=tooltip, layout=W.Layout(width=_WIDTH))
-
-
-def _shown(control: W.Widget) -> str:
-    return html.escape(str(control.label if isinstance(control, W.Dropdown) else control.value))
-
-
-def _png(view: View) -> bytes:
-    figure = view.figure()
-    figure.set_dpi(_DPI)
-    data = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(data, pil_kwargs={"compress_level": 1})
-    return data.getvalue()
-
-
-def _tree(widget: W.Widget) -> Iterator[W.Widget]:
-    """A widget and all that it is made of."""
-    for child in getattr(widget, "children", ()):
-        yield from _tree(child)
-    for name in ("layout", "style"):
-        if widget.has_trait(name):
-            yield getattr(widget, name)
-    yield widget
+def _of_pixels(attributions: Tensor) -> np.ndarray:
+    """(N, h, w): the sum over the colours, or the one map where all colours have the same, as in Grad-CAM."""
+    same = bool((attributions == attributions[:, :1]).all())
+    return (attributions[:, 0] if same else attributions.sum(dim=1)).float().cpu().numpy()

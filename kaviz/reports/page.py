@@ -1,4 +1,4 @@
-"""The pages of a report: one for each executed notebook and an index, self-contained and without scripts."""
+"""The pages of a report: one for each executed notebook and an index, self-contained; no script but the explorer's."""
 
 import base64
 import io
@@ -20,6 +20,8 @@ from pygments.formatters import HtmlFormatter
 
 from kaconv.utils.files import write_text
 from kaconv.utils.provenance import provenance
+from kaviz.explorer.export import front_end
+from kaviz.reports.explorers import put_explorers, take_explorers
 from kaviz.reports.notebook import SKIPPED, Notes, format_value
 from kaviz.reports.sanitise import content_security_policy, sanitise
 from kaviz.reports.spec import Entry, Outcome, Spec
@@ -54,6 +56,7 @@ class Page:
     body: str
     thumbnail: str
     problems: list[str] = field(default_factory=list)
+    has_explorers: bool = False
 
 
 def write_page(folder: Path, executed: Path, entry: Entry, spec: Spec, outcome: Outcome, notes: Notes) -> Page:
@@ -63,6 +66,7 @@ def write_page(folder: Path, executed: Path, entry: Entry, spec: Spec, outcome: 
     """
     notebook = nbformat.read(executed, as_version=4)
     title, question = opening(notebook)
+    explorers = take_explorers(notebook)
     freeze_widgets(notebook)
     thumbnail = folder / "thumbnail.png"
     has_thumbnail = write_thumbnail(notebook, thumbnail)
@@ -77,11 +81,13 @@ def write_page(folder: Path, executed: Path, entry: Entry, spec: Spec, outcome: 
         metrics={name: format_value(value, notes.digits.get(name, 4)) for name, value in notes.metrics.items()},
         parameters={name: value for name, value in entry.parameters.items() if name not in notes.without_effect},
         notebook=executed.name,
-        body=body,
+        body=put_explorers(body, explorers),
         thumbnail=f"data:image/png;base64,{_base64(thumbnail)}" if has_thumbnail else "",
         problems=problems,
+        has_explorers=bool(explorers),
     )
-    _write(folder / "index.html", "page.html", report=spec.title, entry=page)
+    front = front_end() if explorers else None
+    _write(folder / "index.html", "page.html", report=spec.title, entry=page, front_end=front)
     return page
 
 
@@ -111,6 +117,7 @@ def write_index(path: Path, spec: Spec, pages: Sequence[Page], seconds: float, *
         wrong=[page for page in pages if page.status != "done"],
         seconds=seconds,
         origin=_origin(),
+        front_end=front_end() if single_file and any(page.has_explorers for page in pages) else None,
     )
 
 

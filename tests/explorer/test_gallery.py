@@ -40,38 +40,70 @@ def test_interventions_are_those_of_the_library(gallery, model, images):
         expected = model(images).softmax(1).numpy()
     outcome = gallery.under("uniform", "layer2.*")
     np.testing.assert_allclose(outcome.probabilities, expected, atol=1e-6)
-    np.testing.assert_allclose(outcome.maps("layer2.0.conv2", 3), 1 / 9, rtol=1e-6)
-
-
-@pytest.mark.parametrize("kind", INTERVENTIONS)
-def test_some_pictures_fare_as_among_all(gallery, kind):
-    which = {"position": 2 if kind == "one position removed" else None, "donor": 8 if "B" in kind else None}
-    some, whole = gallery.under(kind, samples=[5, 66], **which), gallery.under(kind, **which)
-    for index in (5, 66):
-        np.testing.assert_allclose(some.prediction(index), whole.prediction(index), atol=1e-5)
-        for layer in gallery.layers:
-            np.testing.assert_allclose(some.maps(layer, index), whole.maps(layer, index), atol=1e-5)
+    np.testing.assert_allclose(outcome.record.attention["layer2.0.conv2"], 1 / 9, rtol=1e-6)
 
 
 def test_the_attention_of_b_is_b_s(gallery):
     outcome = gallery.under("attention of B", donor=8)
     own = gallery.own()
-    np.testing.assert_allclose(outcome.maps("layer3.0.conv2", 0), own.maps("layer3.0.conv2", 8), atol=1e-6)
-    np.testing.assert_allclose(outcome.prediction(8), own.prediction(8), atol=1e-5)
+    maps, theirs = (one.record.attention["layer3.0.conv2"] for one in (outcome, own))
+    np.testing.assert_allclose(maps[0], theirs[8], atol=1e-6)
+    np.testing.assert_allclose(outcome.probabilities[8], own.probabilities[8], atol=1e-5)
 
 
-def test_only_its_own_outcome_and_the_last_one_are_kept(gallery):
-    own = gallery.own()
-    for kind in ("uniform", "shuffled", "frozen to the mean"):
-        gallery.under(kind)
+def test_its_own_outcome_and_the_last_one_are_kept(gallery):
+    own, last = gallery.own(), gallery.under("uniform")
     assert gallery.own() is own
-    assert len(gallery._kept) == 2
+    assert gallery.under("uniform") is last
+    assert gallery.under("frozen to the mean") is not last
+    assert gallery.under("uniform") is not last
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INTERVENTIONS if kind != "none"])
+def test_progress_is_told_and_can_end_the_work(gallery, model, kind):
+    which = {"position": 2 if kind == "one position removed" else None, "donor": 8 if "B" in kind else None}
+    told = []
+    gallery.under(kind, **which, watch=lambda done, of: told.append((done, of)))
+    assert told[0] == (0, 70)
+    assert told == sorted(set(told))
+
+    def stop(done, of):
+        raise InterruptedError
+
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    with pytest.raises(InterruptedError):
+        gallery.under(kind, "layer1.*", **which, watch=stop)
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def test_shares_of_the_output_are_those_of_the_layers(gallery, model, images):
+    kept = []
+    handle = model.layer2[0].conv2.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    with torch.no_grad():
+        model(images[:2])
+    handle.remove()
+    size = kept[0].abs().mean((2, 3))
+    expected = (size / size.sum(1, keepdim=True)).numpy()
+    np.testing.assert_allclose(gallery.own().shares["layer2.0.conv2"][:2], expected, atol=1e-6)
+
+
+def test_a_model_that_gives_maps_is_refused_in_a_sentence(model, images):
+    class Maps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(x)[..., None, None]
+
+    with pytest.raises(ValueError, match=r"class scores \(N, classes\); this one gives a tensor \(2, 4, 1, 1\)"):
+        Gallery(Maps(), images[:2])
 
 
 def test_what_cannot_be_done_is_named(gallery):
     for wrong, message in [
         ({"intervention": "magic"}, "no intervention 'magic'"),
-        ({"intervention": "attention of B"}, "needs a picture B"),
+        ({"intervention": "attention of B"}, "needs an image B"),
         ({"intervention": "uniform", "layers": "layer9.*"}, "no KAConv2d layer matches"),
         ({"intervention": "one position removed", "position": 9}, "from 0 to 8"),
     ]:
@@ -84,14 +116,11 @@ def test_outputs_that_are_not_finite_are_refused(model, images):
         Gallery(model, images[:2] * float("nan"))
 
 
-def test_pictures_have_names_classes_and_mistakes(gallery):
-    predicted = gallery.own().prediction(1).argmax()
-    assert gallery.name(1) == "picture 1, a “1”"
-    expected = "picture 1, a “1”" if predicted == 1 else f"picture 1, a “1”, taken for “{predicted}”"
+def test_images_have_names_classes_and_mistakes(gallery, model, images):
+    predicted = gallery.own().probabilities[1].argmax()
+    expected = "image 1, a “1”" if predicted == 1 else f"image 1, a “1”, taken for “{predicted}”"
     assert gallery.describe(1) == expected
-    label, members = gallery.class_members(2)
-    assert label == 2
-    assert np.flatnonzero(members)[:3].tolist() == [2, 6, 10]
+    assert Gallery(model, images[:2], ids=["IMG_0003.jpg", 4]).ids == ["IMG_0003.jpg", "4"]
 
 
 def test_an_added_picture_is_prepared_like_the_others_and_upright(gallery):
@@ -100,21 +129,25 @@ def test_an_added_picture_is_prepared_like_the_others_and_upright(gallery):
     content = io.BytesIO()
     picture.save(content, "PNG")
     before = gallery.own()
-    index = gallery.add(content.getvalue(), "half.png")
-    assert index == len(gallery) - 1 == 70
-    shown = gallery.picture(index)
+    refused = gallery.add([("bad.png", b"text"), ("half.png", content.getvalue()), ("again.png", content.getvalue())])
+    assert [line.partition(":")[0] for line in refused] == ["cannot read the picture bad.png"]
+    assert len(gallery) == 72
+    assert gallery.ids[70:] == ["half.png", "again.png"]
+    shown = gallery.picture(70)
     np.testing.assert_allclose(shown[[2, -3], 8], [[1, 1, 1], [0, 0, 1]], atol=0.02)
-    assert gallery.label(index) is None
-    assert len(gallery.own().record) == 71
-    np.testing.assert_allclose(gallery.own().prediction(0), before.prediction(0), atol=1e-5)
+    assert gallery.label(70) is None
+    own = gallery.own()
+    assert len(own.record) == len(own.probabilities) == len(own.shares["layer2.0.conv2"]) == 72
+    np.testing.assert_array_equal(own.probabilities[:70], before.probabilities)
+    np.testing.assert_allclose(own.probabilities[70], own.probabilities[71], atol=1e-6)
 
 
 def test_of_an_animation_the_first_frame_is_taken(gallery):
     content = io.BytesIO()
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
     frames[0].save(content, "GIF", save_all=True, append_images=frames[1:])
-    index = gallery.add(content.getvalue(), "a.gif")
-    np.testing.assert_allclose(gallery.picture(index)[8, 8], [1, 0, 0], atol=0.02)
+    assert gallery.add([("a.gif", content.getvalue())]) == []
+    np.testing.assert_allclose(gallery.picture(70)[8, 8], [1, 0, 0], atol=0.02)
 
 
 def test_a_picture_that_would_become_a_long_strip_is_refused(model):
@@ -122,15 +155,16 @@ def test_a_picture_that_would_become_a_long_strip_is_refused(model):
     gallery = Gallery(model, torch.zeros(1, 3, 160, 160), preprocessing=wide)
     content = io.BytesIO()
     Image.new("L", (9_999, 1)).save(content, "PNG")
-    with pytest.raises(ValueError, match="too long a strip"):
-        gallery.add(content.getvalue(), "line.png")
+    (refused,) = gallery.add([("line.png", content.getvalue())])
+    assert "too long a strip" in refused
+    assert len(gallery) == 1
 
 
 def test_pictures_of_unknown_preprocessing_are_shown_in_their_own_range(model, images):
     gallery = Gallery(model, images * 7)
     assert (gallery.picture(0).min(), gallery.picture(0).max()) == pytest.approx((0, 1))
     with pytest.raises(ValueError, match="preprocessed"):
-        gallery.add(b"", "a.png")
+        gallery.add([("a.png", b"")])
 
 
 def test_positions_have_names(model, images, gallery):

@@ -1,112 +1,99 @@
 import numpy as np
 import pytest
-import torch
+from records import photographs, record_of
 
-from kaconv import create_model
-from kaviz.explorer.gallery import Gallery
-from kaviz.explorer.views import Settings, view
-
-LAYER = "layer2.0.conv2"
+from kaconv.attention.record import AttentionRecord
+from kaviz.explorer.views import attribution_pack, outcome_pack, position_pack, unpack, view_pack
 
 
-@pytest.fixture(scope="module")
-def gallery():
-    torch.manual_seed(0)
-    model = create_model("ka_resnet11_cifar_l", num_classes=4)
-    images = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Gallery(model, images, labels=[0, 1, 2, 3] * 3)
+def record(samples=5, kernel=(3, 3), channels=7, **more):
+    random = np.random.default_rng(0)
+    maps = random.dirichlet(np.ones(kernel[0] * kernel[1]), (samples, channels))
+    attention = maps.reshape(samples, channels, *kernel).transpose(0, 2, 3, 1).astype(np.float32)
+    return AttentionRecord({"a.conv": attention, "b": attention[..., :2]}, **more)
 
 
-def see(gallery, **settings):
-    return view(gallery, Settings(**{"layer": LAYER} | settings))
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 7)])
+def test_attention_comes_back_within_half_a_step(kernel):
+    given = record(kernel=kernel)
+    header, arrays = unpack(view_pack(given))
+    assert [layer["name"] for layer in header["layers"]] == ["a.conv", "b"]
+    assert header["layers"][0]["kernel"] == list(kernel)
+    for layer, maps in given.attention.items():
+        error = np.abs(arrays[f"attention/{layer}"] - maps).max()
+        assert error <= header["arrays"][f"attention/{layer}"]["step"] / 2 + 1e-7
+        np.testing.assert_allclose(arrays[f"dependence/{layer}"], given.input_dependence(layer), rtol=1e-6)
+    assert header["arrays"]["attention/a.conv"]["step"] <= 1 / 4095
 
 
-def test_the_mean_over_the_channels(gallery):
-    seen = see(gallery, a=3)
-    np.testing.assert_allclose(seen.panels[0].maps[0], gallery.own().maps(LAYER, 3).mean(axis=-1), rtol=1e-6)
-    assert seen.names == ["mean"]
-    assert seen.distances is None
+def test_names_labels_and_predictions_stand_in_the_header():
+    given = record(labels=np.arange(5), ids=np.array([f"IMG_{n}.jpg" for n in range(5)]))
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(6), 5)
+    header, arrays = unpack(view_pack(given, probabilities=probabilities, classes=list("uvwxyz"), title="T"))
+    assert header["names"][3] == "IMG_3.jpg"
+    assert header["predictions"] == probabilities.argmax(axis=1).tolist()
+    assert (header["labels"], header["classes"], header["title"]) == ([0, 1, 2, 3, 4], list("uvwxyz"), "T")
+    np.testing.assert_allclose(arrays["probabilities"], probabilities, rtol=1e-6)
+    assert unpack(view_pack(record()))[0]["names"][2] == "image 2"
 
 
-def test_channels_that_move_most(gallery):
-    seen = see(gallery, channels="those that move most")
-    dependence = gallery.own().record.input_dependence(LAYER)
-    assert [int(name) for name in seen.names] == np.argsort(-dependence, kind="stable")[:8].tolist()
-    expected = gallery.own().maps(LAYER, 0)[..., int(seen.names[2])]
-    np.testing.assert_array_equal(seen.panels[0].maps[2], expected)
+@pytest.mark.parametrize(("side", "kind", "size"), [(32, "image/png", [32, 32]), (300, "image/jpeg", [224, 224])])
+def test_small_images_are_exact_and_large_ones_made_smaller(side, kind, size):
+    header, arrays = unpack(view_pack(record(2), images=photographs(2, side)))
+    spec = header["arrays"]["image/1"]
+    assert (spec["mime"], spec["size"]) == (kind, size)
+    assert bytes(arrays["image/1"][:4]) == {"image/png": b"\x89PNG", "image/jpeg": b"\xff\xd8\xff\xe0"}[kind]
 
 
-def test_means_of_classes(gallery):
-    seen = see(gallery, a=1, b=5, maps_of="its class, mean")  # both of class 1
-    expected = gallery.own().record.attention[LAYER][1::4].mean(axis=(0, -1))
-    np.testing.assert_allclose(seen.panels[0].maps[0], expected, rtol=1e-5)
-    assert set(seen.distances.values()) == {0.0}
+def test_maps_that_are_alike_are_kept_once():
+    given = record()
+    even = {layer: np.full_like(maps, 1 / 9) for layer, maps in given.attention.items()}
+    _, arrays = unpack(outcome_pack("uniform", AttentionRecord(even), np.ones((5, 2)) / 2))
+    assert arrays["attention/b"].shape == (1, 3, 3, 2)
+    np.testing.assert_allclose(arrays["attention/b"], 1 / 9, rtol=1e-6)
+    _, arrays = unpack(outcome_pack("shuffled", given, np.ones((5, 2)) / 2))
+    np.testing.assert_allclose(arrays["attention/b"], given.attention["b"], atol=1 / 510 + 1e-6)
 
 
-def test_two_pictures_and_how_far_they_are_apart(gallery):
-    seen = see(gallery, a=0, b=1)
-    maps = gallery.own().record.attention[LAYER]
-    expected = np.abs(maps[0] - maps[1]).sum(axis=(0, 1)).mean() / 2
-    assert seen.distances[LAYER] == pytest.approx(float(expected), rel=1e-5)
-    assert list(seen.distances) == gallery.layers
-    assert f"{expected:.3f} apart" in " ".join(seen.caption)
+def test_attributions_are_in_per_cent_of_the_strongest():
+    maps = np.random.default_rng(0).normal(size=(3, 20, 30)) * np.array([1, 10, 0])[:, None, None]
+    header, arrays = unpack(attribution_pack("Some method", maps))
+    strongest = np.abs(maps).max(axis=(1, 2))
+    np.testing.assert_allclose(arrays["scale"], strongest, rtol=1e-6)
+    shown = (arrays["percent"].astype(float) - 100) / 100 * strongest[:, None, None]
+    assert np.abs(shown - maps).max() <= 0.0051 * strongest.max()
+    assert (arrays["percent"][2] == 100).all()
+    assert header["method"] == "Some method"
+    assert unpack(attribution_pack("m", np.ones((1, 224, 112))))[1]["percent"].shape == (1, 64, 32)
 
 
-def test_an_intervention_stands_beside_what_was_before(gallery):
-    seen = see(gallery, intervention="uniform")
-    assert [panel.name for panel in seen.panels] == ["A", "A before"]
-    now, before = seen.panels
-    np.testing.assert_allclose(now.maps, 1 / 9, rtol=1e-6)
-    np.testing.assert_array_equal(now.before, before.probabilities)
-    assert before.before is None
-    alone = see(gallery, intervention="uniform", b=2)
-    assert [panel.name for panel in alone.panels] == ["A", "B"]
-
-
-def test_an_intervention_in_one_layer_leaves_the_layers_before_it(gallery):
-    seen = see(gallery, intervention="uniform", where="this layer")
-    assert seen.distances["layer1.0.conv2"] == pytest.approx(0, abs=1e-6)
-    assert seen.distances[LAYER] > 0.01
-
-
-def test_the_scale_fits_a_layer_or_all_and_stays_for_other_pictures(gallery):
-    own = gallery.own().record
-    reaches = {layer: np.abs(own.deviation(layer).mean(axis=-1)).max() for layer in gallery.layers}
-    assert see(gallery).reach == see(gallery, a=7, intervention="uniform").reach == pytest.approx(reaches[LAYER])
-    assert see(gallery, scale="all layers").reach == pytest.approx(max(reaches.values()))
-
-
-def test_a_scale_ends_at_no_attention_and_the_caption_says_what_is_beyond(gallery):
-    own = gallery.own().record.attention[LAYER].copy()
-    gallery.own().record.attention[LAYER][0, ..., 3] = np.eye(9)[4].reshape(3, 3)
-    try:
-        seen = see(gallery, channels="one channel", channel=3)
-        assert seen.reach == 1
-        assert "reach up to 1.000, beyond the scale" in " ".join(seen.caption)
-        seen.figure()
-    finally:
-        gallery.own().record.attention[LAYER][:] = own
+def test_position_attributions_are_summed_over_the_channels():
+    values = np.random.default_rng(0).normal(size=(3, 5, 7, 4))
+    header, arrays = unpack(position_pack("ablation", {"a": values, "b": values[..., 0]}, note="Complete."))
+    np.testing.assert_allclose(arrays["values/a"], values.sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(arrays["values/b"], values[..., 0], rtol=1e-6)
+    assert header["note"] == "Complete."
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("make", "message"),
     [
-        ({"layer": "layer9"}, "no layer 'layer9'"),
-        ({"a": 12}, "from 0 to 11"),
-        ({"b": -1}, "from 0 to 11"),
-        ({"channels": "one channel", "channel": 32}, "channels 0 to 31"),
-        ({"maps_of": "x"}, "maps_of must be one of"),
-        ({"where": "layer1"}, "where must be one of"),
+        (lambda: view_pack(record(), images=photographs(2, 8)), "5 samples, but there are 2 images"),
+        (lambda: view_pack(record(), probabilities=np.ones((5, 2)), classes=["a"]), "2 classes, but 1 names"),
+        (lambda: attribution_pack("m", np.ones((3, 4))), r"finite maps \(N, h, w\)"),
+        (lambda: attribution_pack("m", np.full((1, 4, 4), np.nan)), "finite"),
+        (lambda: position_pack("m", {"a": np.ones((3, 9))}), r"of a must be finite \(N, kh, kw\)"),
     ],
 )
-def test_settings_that_cannot_be_are_named(gallery, wrong, message):
+def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
-        see(gallery, **wrong)
+        make()
 
 
-def test_a_mean_over_an_unlabelled_class_is_refused():
-    torch.manual_seed(0)
-    model = create_model("ka_resnet11_cifar_l", num_classes=4)
-    gallery = Gallery(model, torch.zeros(2, 3, 16, 16))
-    with pytest.raises(ValueError, match="no picture is labelled"):
-        see(gallery, maps_of="its class, mean")
+def test_the_same_view_gives_the_same_bytes():
+    assert view_pack(record()) == view_pack(record())
+
+
+def test_64_images_of_a_resnet50_stay_below_8_megabytes():
+    content = view_pack(record_of("ka_resnet50_l", 64), images=photographs(64))
+    assert len(content) * 4 / 3 < 7.5e6  # as base64; the module and the rest are 0.1 MB
