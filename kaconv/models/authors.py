@@ -5,9 +5,9 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def read_authors_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} is not the authors' checkpoint: {error}") from None
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    info = {
+    info: dict[str, Any] = {
         "source": path.name,
         "sha256": sha256,
         "revision": "agg" if any(".agg." in key for key in weights) else "ag",
@@ -96,6 +96,8 @@ class _StandIn:
     """
 
     __slots__ = ("arguments", "state")
+    arguments: Any
+    state: Any
 
     def __new__(cls, *arguments: Any) -> "_StandIn":
         self = super().__new__(cls)
@@ -122,7 +124,7 @@ class _DType(_StandIn):
     __slots__ = ()
 
 
-_STAND_INS = [
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Recorder, "metrics.RecorderMeter"),
     (_Array, "numpy.ndarray"),
     (_DType, "numpy.dtype"),
@@ -197,14 +199,16 @@ def authors_views(model: nn.Module) -> dict[str, Tensor]:
     The count of batches of the K norms of a layer is a single one here; all its names are views of it.
     """
     modules = {theirs: model.get_submodule(ours) for theirs, ours in _OUR_MODULES.items()}
-    views = {}
+    views: dict[str, Tensor] = {}
     for stage in range(1, 5):
-        for index, block in enumerate(model.get_submodule(f"layer{stage}")):
+        for index, block in enumerate(model.get_submodule(f"layer{stage}").children()):
             prefix = f"stage_{stage}.{index}"
             for theirs, ours in _OUR_BLOCK_MODULES.items():
                 if block.downsample is not None or not ours.startswith("downsample"):
                     modules[f"{prefix}.{theirs}"] = block.get_submodule(ours)
-            views |= {f"{prefix}.conv2.0.{key}": view for key, view in _kaconv_views(block.conv2).items()}
+            views |= {
+                f"{prefix}.conv2.0.{key}": view for key, view in _kaconv_views(cast(KAConv2d, block.conv2)).items()
+            }
     return {f"{name}.{key}": value for name, m in modules.items() for key, value in m.state_dict().items()} | views
 
 

@@ -41,8 +41,9 @@ def mobilenetv2(
 
 def _replace_depthwise(block: nn.Sequential, attention: str, **kaconv_options: Any) -> None:
     # The depthwise triple stands first where the block does not expand its input, else second.
-    index = next(i for i, triple in enumerate(block) if triple[0].groups > 1)
-    conv = block[index][0]
+    convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+    conv: Any  # its sizes are pairs, which its types do not say
+    index, conv = next((i, conv) for i, conv in enumerate(convolutions) if conv.groups > 1)
     block[index] = KAConv2d(
         conv.in_channels,
         conv.out_channels,

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -368,7 +368,9 @@ def _relu6_as_relus(model: nn.Module) -> Iterator[None]:
 def _guided_relu6(model: nn.Module) -> Iterator[None]:
     """Guided Backprop's rule for ReLU6, which Captum has for ReLU alone: no negative gradient passes."""
     handles = [
-        module.register_full_backward_hook(lambda module, grad_input, grad_output: (F.relu(grad_input[0]),))
+        module.register_full_backward_hook(
+            lambda module, grad_input, grad_output: (F.relu(cast(tuple[Tensor], grad_input)[0]),)
+        )
         for module in model.modules()
         if isinstance(module, nn.ReLU6)
     ]

@@ -11,8 +11,8 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from kaconv.attention.hooks import kaconv_layers
-from kaconv.attention.interventions import intervene
+from kaconv.attention.hooks import AttentionHook, kaconv_layers, watching
+from kaconv.attention.interventions import Intervention, intervene
 from kaconv.utils.modes import evaluating
 from kaviz.attribution.scores import Score, Target, images_per_pass, target_classes
 
@@ -117,7 +117,7 @@ def attribute_positions(
         )
         for images, wanted in zip(inputs.detach().split(size), classes.split(size), strict=True):
             score = _score_of(model, images, wanted)
-            own = _attention_of(score, chosen)
+            own = _attention_of(model, score, layers)
             if method == "conductance":
                 found, changed = _conductance(model, images, wanted, chosen, n_steps)
             elif method == "ablation":
@@ -173,15 +173,16 @@ def _array(values: list[Tensor], kernel: tuple[int, int]) -> np.ndarray:
     return torch.cat(values).unflatten(1, kernel).cpu().numpy()
 
 
-def _attention_of(score: Callable[[], Tensor], layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def _attention_of(model: nn.Module, score: Callable[[], Tensor], layers: str) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
-    with ExitStack() as stack, torch.no_grad():
-        for name, layer in layers.items():
 
-            def keep(module: nn.Module, inputs: tuple[Tensor, ...], attention: Tensor, name: str = name) -> None:
-                seen[name] = attention.detach().clone()
+    def make_hook(name: str, layer: nn.Module) -> AttentionHook:
+        def keep(q: Tensor, attention: Tensor) -> None:
+            seen[name] = attention.detach().clone()
 
-            stack.callback(layer.attention_generator.register_forward_hook(keep).remove)
+        return keep
+
+    with watching(model, layers, make_hook), torch.no_grad():
         score()
     return seen
 
@@ -190,8 +191,12 @@ def _replaced(model: nn.Module, attention: Mapping[str, Tensor]) -> ExitStack:
     """The context in which these layers have this attention, and the others their own."""
     stack = ExitStack()
     for name, values in attention.items():
-        stack.enter_context(intervene(model, lambda layer, own, values=values: values, layers=_exactly(name)))
+        stack.enter_context(intervene(model, _given(values), layers=_exactly(name)))
     return stack
+
+
+def _given(values: Tensor) -> Intervention:
+    return lambda layer, own: values
 
 
 def _exactly(name: str) -> str:
@@ -202,7 +207,8 @@ def _integrated_gradients(
     model: nn.Module, score: Callable[[], Tensor], own: dict[str, Tensor], groups: list[list[str]], n_steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     nodes, weights = np.polynomial.legendre.leggauss(n_steps)
-    found, change = {}, {}
+    found: dict[str, Tensor] = {}
+    change: dict[str, Tensor] = {}
     with torch.no_grad():
         here = score()
     for names in groups:

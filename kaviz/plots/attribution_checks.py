@@ -69,7 +69,7 @@ def plot_attention_and_use(
     below.set_xticks(range(len(layers)), layers, rotation=45 if len(layers) > 5 else 0, fontsize="x-small")
     if len(layers) > 5:
         for label in below.get_xticklabels():
-            label.set_ha("right")
+            label.set_horizontalalignment("right")
     figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     return figure
 

@@ -111,8 +111,9 @@ def frame(axes: Axes) -> None:
 def write_numbers(axes: Axes, image: AxesImage, texts: Iterable[str], size: float = 7) -> None:
     """A text in each cell of a map, row by row, black or white, whichever stands out from the cell's colour."""
     values = np.asarray(image.get_array())
-    for ((row, column), value), text in zip(np.ndenumerate(values), texts, strict=True):
-        ink = _ink(image.cmap, float(np.asarray(image.norm(float(value)))))
+    places = np.asarray(image.norm(values))
+    for ((row, column), place), text in zip(np.ndenumerate(places), texts, strict=True):
+        ink = _ink(image.cmap, float(place))
         axes.text(column, row, text, color=ink, fontsize=size, ha="center", va="center")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -144,7 +145,7 @@ def _draw(
 
 
 def _add_legend(figure: Figure, results: Mapping[str, Any]) -> None:
-    handles = [
+    handles: list[Artist] = [
         Line2D([], [], linestyle="none", marker="o", color="0.35", markerfacecolor="white", label="one seed"),
         Line2D([], [], linestyle="none", marker="|", color="0.35", markersize=12, markeredgewidth=2.5, label="mean"),
     ]
