@@ -25,9 +25,10 @@ report: .venv/.ready  ## run a report (SPEC=reports/specs/default.yaml) and prin
 	$(BIN)/kaviz report $(SPEC)
 
 # A process for each core, of one thread each: threads of several processes would wait for each other most of the time.
-test: .venv/.ready  ## lint, then run the tests (ARGS="..." goes to pytest)
+test: .venv/.ready  ## lint, check types, then run the tests (ARGS="..." goes to pytest)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-ui: .venv/.ready  ## test the notebooks in Chromium (KAVIZ_SCREENSHOT=FILE.png keeps what the explorer looks like)
