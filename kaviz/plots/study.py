@@ -30,14 +30,11 @@ def study_frame(results: Mapping[str, Any]) -> pd.DataFrame:
     Returns:
         Text columns, indexed by model and variant: seeds (finished of planned), top-1 error (mean over seeds and its
         95 % interval), top-5 error, top-1 error with fresh batch-norm statistics, all in percent; the difference from
-        the study's first model, in percentage points; parameters; training speed relative to the first model's; and
-        top-1 error on ImageNet, as published.
+        the study's first model, in percentage points; parameters; and top-1 error on ImageNet, as published.
     """
     differences = {_place(row): row for row in results["differences"]}
     summary = {_place(row): row for row in results["summary"]}
     published = {row.model: f"{row.top1_error:.2f}" for row in TABLE}
-    first = next((row for row in results["summary"] if row["model"] == results["study"]["models"][0]), None)
-    speed = first["images_per_second"] if first else None
     lines = {}
     for place in dict.fromkeys(_place(row) for row in results["runs"]):
         runs = [row for row in results["runs"] if _place(row) == place]
@@ -52,7 +49,6 @@ def study_frame(results: Mapping[str, Any]) -> pd.DataFrame:
             if difference
             else "",
             "parameters (M)": f"{row['params'] / 1e6:.2f}" if row else "",
-            "training speed (×)": f"{row['images_per_second'] / speed:.2f}" if row and speed else "",
             "ImageNet top-1 error, paper (%)": published.get(place[0], ""),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
