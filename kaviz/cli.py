@@ -39,6 +39,7 @@ Exit status: 0 if all went well, 1 if a notebook failed or ran out of time, 2 if
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command `kaviz`; its exit status."""
     parser = argparse.ArgumentParser(prog="kaviz", description="Seeing what kernel attention convolutions do.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     report = commands.add_parser(

@@ -7,33 +7,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = [
-    "kaconv/__init__.py",
-    "kaconv/attention",
-    "kaconv/bench",
-    "kaconv/cli.py",
-    "kaconv/data",
-    "kaconv/inference",
-    "kaconv/paper",
-    "kaconv/training",
-    "kaconv/utils",
-]
 QUESTION_WORDS = {"What", "How", "Which", "Whether"}
 
 
 def files() -> list[Path]:
-    """The modules of all rooms."""
-    found = [path for room in ROOMS for path in [ROOT / room, *(ROOT / room).rglob("*.py")] if path.is_file()]
+    """The modules of both packages."""
+    found = [path for package in ("kaconv", "kaviz") for path in (ROOT / package).rglob("*.py")]
     return sorted(path for path in found if path.read_text(encoding="utf-8"))
 
 
 def public(node: ast.AST, name: str) -> Iterator[tuple[str, str | None]]:
-    """Names and docstrings of a module or class, and of what is public in it."""
+    """Names and docstrings of a module or class, and of what is public in it.
+
+    A method of a class with a base may have the base's docstring; an overload has that of what it is one of.
+    """
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
         yield name, ast.get_docstring(node)
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
-            if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+            if not isinstance(child, ast.ClassDef | ast.FunctionDef) or child.name.startswith("_"):
+                continue
+            overload = any(isinstance(mark, ast.Name) and mark.id == "overload" for mark in child.decorator_list)
+            inherited = isinstance(node, ast.ClassDef) and node.bases and ast.get_docstring(child) is None
+            if not overload and not inherited:
                 yield from public(child, f"{name}.{child.name}")
 
 

@@ -18,7 +18,7 @@ PICTURES = 2000  # enough that another choice of them changes little
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a model has running statistics that could be recomputed."""
+    """True if a model has running statistics that could be recomputed."""
     return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
 
 

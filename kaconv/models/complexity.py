@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs as the paper counts them, and true multiply-adds."""
+"""The cost of a model: parameters, FLOPs as the paper counts them, and true multiply-adds."""
 
 import math
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ class ConversionRow:
 
 @dataclass(frozen=True)
 class ConversionTable:
-    """What `convert_to_kaconv` did, printable.
+    """The record of a conversion by `convert_to_kaconv`, printable.
 
     Args:
         rows: one for each convolution, in the model's order.

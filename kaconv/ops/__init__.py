@@ -1,4 +1,4 @@
-"""What `KAConv2d` computes with. The layer calls `kaconv2d` from here and nothing else."""
+"""The computations of `KAConv2d`. The layer calls `kaconv2d` from here and nothing else."""
 
 from kaconv.ops.dispatch import BACKENDS, check_backend, kaconv2d, use_backend
 

@@ -73,7 +73,7 @@ class CPUTaps:
 
     @staticmethod
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
-        """How many samples to take at a time at inference, so that their maps stay in the cache."""
+        """Samples to take at a time at inference, so that their maps stay in the cache."""
         height, width = geometry.output_size(*x.shape[2:])
         sample = geometry.positions * weight.shape[0] * height * width * x.element_size()
         return max(1, _AT_ONCE_BYTES // max(1, sample))
@@ -88,6 +88,7 @@ class CPUTaps:
         return geometry.groups, geometry.positions, out_group, x.shape[0] * height * width
 
     def moments(self) -> tuple[Tensor, Tensor]:
+        """See `kaconv.ops.fused.Taps.moments`."""
         total, squares = (self._sums(torch.float64) for _ in range(2))
         self._call("moments", total, squares)
         pixels = self._size[0] * self._size[1]
@@ -100,16 +101,19 @@ class CPUTaps:
         return mean.to(self._x.dtype), var.to(self._x.dtype)
 
     def pooled(self, scale: Tensor, shift: Tensor, cap: float) -> Tensor:
+        """See `kaconv.ops.fused.Taps.pooled`."""
         q = self._sums()
         self._call("pooled", self._times_weight(scale), shift, cap, q)
         return q
 
     def pool(self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+        """See `kaconv.ops.fused.Taps.pool`."""
         active, active_xhat, capped = (self._sums() for _ in range(3))
         self._call("pool", self._times_weight(r), t, gamma, beta, cap, active, active_xhat, capped)
         return active, active_xhat, capped
 
     def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
+        """See `kaconv.ops.fused.Taps.aggregate`."""
         out = self._x.new_empty(len(self._x), self._out_channels, *self._size)
         self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, out)
         return out.contiguous(memory_format=self._format)
@@ -117,6 +121,7 @@ class CPUTaps:
     def reduce(
         self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `kaconv.ops.fused.Taps.reduce`."""
         d_active, d_active_xhat, d_capped = (self._sums() for _ in range(3))
         norm = (self._times_weight(r), t, gamma, beta, cap)
         self._call("reduce", *norm, dout.contiguous(), d_active, d_active_xhat, d_capped)
@@ -135,6 +140,7 @@ class CPUTaps:
         delta: Tensor,
         epsilon: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """See `kaconv.ops.fused.Taps.gradients`."""
         norm = (self._times_weight(r), t, gamma, beta, cap)
         slopes = (dout.contiguous(), alpha, bias, delta, epsilon)
         if self._stores_maps:

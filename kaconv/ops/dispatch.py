@@ -1,4 +1,4 @@
-"""Which implementation computes a KAConv."""
+"""The choice of the implementation that computes a KAConv."""
 
 import logging
 from collections.abc import Iterator

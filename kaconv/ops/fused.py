@@ -32,7 +32,7 @@ class Taps(Protocol):
 
     @staticmethod
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
-        """How many samples to take at a time at inference."""
+        """Samples to take at a time at inference."""
         ...
 
     @staticmethod
@@ -136,7 +136,7 @@ def cap_of(act: nn.ReLU | nn.ReLU6) -> float:
 
 
 def is_trained(x: Tensor, weight: Tensor, norm: nn.Module, attention_generator: nn.Module) -> bool:
-    """Whether anything in a layer's call may want a gradient."""
+    """True if anything in a layer's call may want a gradient."""
     tensors = (x, weight, *norm.parameters(), *attention_generator.parameters())
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
@@ -164,11 +164,13 @@ def _takes_samples_apart(attention_generator: nn.Module) -> bool:
 
 
 def pixels_of(x: Tensor, geometry: Geometry) -> int:
+    """Pixels of an output map."""
     height, width = geometry.output_size(*x.shape[2:])
     return height * width
 
 
 def output_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
+    """(N, C, height, width) of the output."""
     return (x.shape[0], weight.shape[0], *geometry.output_size(*x.shape[2:]))
 
 

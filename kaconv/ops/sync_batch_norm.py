@@ -59,7 +59,7 @@ def update_running_statistics(norm: _BatchNorm, mean: Tensor, unbiased_var: Tens
 
 
 def has_other_processes() -> bool:
-    """Whether this is one of several processes that train together."""
+    """True in one of several processes that train together."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 

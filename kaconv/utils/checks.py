@@ -27,7 +27,7 @@ def whole(least: int, most: int | None = None) -> Rule:
 
 
 def or_none(rule: Rule) -> Rule:
-    """What a rule allows, or None."""
+    """A rule that also allows None."""
     allowed, is_allowed = rule
     return f"{allowed}, or None", lambda value: value is None or is_allowed(value)
 

@@ -55,5 +55,5 @@ def target_classes(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
 
 
 def images_per_pass(inputs: Tensor) -> int:
-    """How many images of this size go through a model at a time, so that memory is bounded whatever their number."""
+    """The number of images of this size to take through a model at a time, so that memory is bounded."""
     return max(1, min(_MOST_IMAGES, _VALUES // max(1, inputs[0].numel())))

@@ -45,7 +45,7 @@ main { max-width: 1240px; margin: 0 auto; }
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """What a page with explorers contains once, however many there are.
+    """The script and the style that a page with explorers contains once, however many there are.
 
     A page's Content-Security-Policy needs `script-src` with `script_hash`, `img-src data:`, and, unless it admits
     inline styles, `style-src` with `hash_of` its style element's content.
@@ -110,7 +110,7 @@ def saved_fragment(model: Mapping[str, Any]) -> str:
 
 
 def is_explorer(model: Mapping[str, Any]) -> bool:
-    """Whether an entry of a notebook's saved widgets is an explorer."""
+    """True if an entry of a notebook's saved widgets is an explorer."""
     return model.get("state", {}).get("_anywidget_id") == "kaviz.explorer.widget.AttentionExplorer"
 
 

@@ -33,7 +33,7 @@ Watch = Callable[[int, int], None]  # is told how many images are done, and of h
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model makes of images.
+    """The outcome of a model for some images.
 
     Args:
         record: their attention, labels, predictions and names.
@@ -163,7 +163,7 @@ class Gallery:
         return name if predicted == label else f"{name}, taken for “{self.classes[predicted]}”"
 
     def own(self) -> Outcome:
-        """What the model makes of the images by itself."""
+        """The outcome for the images with the model's own attention."""
         return self._own
 
     def under(
@@ -175,7 +175,7 @@ class Gallery:
         donor: int | None = None,
         watch: Watch | None = None,
     ) -> Outcome:
-        """What the model makes of the images with its attention replaced.
+        """The outcome for the images with the model's attention replaced.
 
         Args:
             intervention: one of `INTERVENTIONS`.

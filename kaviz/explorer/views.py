@@ -160,7 +160,7 @@ def outcome_pack(name: str, record: AttentionRecord, probabilities: np.ndarray) 
 
 
 def attribution_pack(method: str, maps: np.ndarray, about: str = "the predicted class") -> bytes:
-    """What each pixel contributes, in whole per cent of the strongest of its image, which is kept exactly.
+    """Contributions of each pixel, in whole per cent of the strongest of its image, which is kept exactly.
 
     Args:
         method: its name.
@@ -184,7 +184,7 @@ def attribution_pack(method: str, maps: np.ndarray, about: str = "the predicted 
 def position_pack(
     method: str, values: Mapping[str, np.ndarray], about: str = "the predicted class", note: str = ""
 ) -> bytes:
-    """What each kernel position of each layer contributes to a class score.
+    """Contributions of each kernel position of each layer to a class score.
 
     Args:
         method: its name.

@@ -1,4 +1,4 @@
-"""What is attended beside what is used, and whether attributions can be believed: intervals over images."""
+"""Attention beside its use, and checks of attributions, with intervals over images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,7 +30,7 @@ def plot_attention_and_use(
     *,
     title: str = "What is attended, and what is used",
 ) -> Figure:
-    """What each layer attends to, what of it the score uses, and how far the two agree.
+    """The attention of each layer, the use that the score makes of it, and how far the two agree.
 
     Two maps of the kernel's positions for each layer, means over images: how far the attention departs from 1/k², and
     the contribution. Both are shares of the sum of absolute values over the positions, in percent, on one scale. Below

@@ -53,7 +53,7 @@ class Scale:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether equal steps of colour are equal factors."""
+        """True if equal steps of colour are equal factors."""
         return self.reach > 1 + 1e-6
 
     def norm(self, even: float) -> Normalize:

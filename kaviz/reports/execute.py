@@ -26,6 +26,7 @@ def end_with_the_report() -> None:
 
 
 def main(job_file: str) -> int:
+    """Run the notebook that a job file describes; 0 if it ran to its end."""
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     progress = Path(job["progress"])
     try:

@@ -1,4 +1,4 @@
-"""What a notebook needs of its report: where it works, places for files and figures of merit, and wording."""
+"""Help for notebooks in a report: where they work, places for files and figures of merit, and wording."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _NOTES = "metrics.json"
 
 @dataclass
 class Notes:
-    """What a notebook tells its report: figures of merit, their significant digits, and parameters without effect."""
+    """Messages of a notebook to its report: figures of merit, their digits, and parameters without effect."""
 
     metrics: dict[str, float | int | str | bool | None] = field(default_factory=dict)
     digits: dict[str, int] = field(default_factory=dict)
@@ -77,7 +77,7 @@ def without_effect(*names: str) -> None:
 
 
 def read_notes(folder: Path) -> Notes:
-    """What the notebook that owns `folder` has told so far."""
+    """The messages so far of the notebook that owns `folder`."""
     path = folder / _NOTES
     return Notes(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Notes()
 
@@ -124,7 +124,7 @@ def by_depth(values: Mapping[str, float], form: str = "{:.2f}") -> str:
 
 
 def significant_digits(images: int | None) -> int:
-    """How many digits of a share or an error are worth reading when it was measured on so many images."""
+    """The digits of a share or an error that are worth reading when it was measured on so many images."""
     return 4 if images is None or images >= 100_000 else 3 if images >= 1_000 else 2
 
 

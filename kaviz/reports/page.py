@@ -42,7 +42,7 @@ _templates.globals["content_security_policy"] = content_security_policy
 
 @dataclass(frozen=True)
 class Page:
-    """What a report shows of one entry. `question` and `body` are HTML, sanitised; `thumbnail` a data: address."""
+    """The page of one entry in a report. `question` and `body` are HTML, sanitised; `thumbnail` a data: address."""
 
     name: str
     title: str

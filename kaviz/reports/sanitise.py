@@ -1,4 +1,4 @@
-"""What a page admits: allow-lists for all that a notebook or a spec brings, and the page's Content-Security-Policy."""
+"""The contents that a page admits: allow-lists for what notebooks and specs bring, and the page's policy."""
 
 import re
 from collections.abc import Iterable

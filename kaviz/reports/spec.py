@@ -66,7 +66,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `status` is "done", "failed" or "timed out"; `error` is one line, empty when done."""
+    """The end of a run. `status` is "done", "failed" or "timed out"; `error` is one line, empty when done."""
 
     status: str
     error: str
