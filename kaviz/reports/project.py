@@ -1,8 +1,9 @@
-"""Laying down a project folder: the notebooks, the report specs, and what they read (`kaviz notebooks`)."""
+"""Laying down a project folder: the notebooks, the report specs, what they read, and the photographs."""
 
 import tomllib
 from pathlib import Path
 
+from kaconv.data.photos import FOLDER as PHOTOS
 from kaconv.utils.files import replacing, write_text
 from kaviz.reports.notebook import PROJECT_MARK
 
@@ -19,7 +20,8 @@ def project_files() -> dict[str, Path]:
         settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
         patterns = settings["tool"]["kaviz"]["project-files"]
     found = (path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file())
-    return {path.relative_to(root).as_posix(): path for path in found}
+    photos = {f"data/photos/{path.name}": path for path in sorted(PHOTOS.iterdir()) if path.suffix in (".csv", ".jpg")}
+    return {path.relative_to(root).as_posix(): path for path in found} | photos
 
 
 def lay_down(folder: Path) -> list[Path]:
