@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     notebooks = commands.add_parser(
         "notebooks",
         help="lay down the notebooks and the report specs in a folder",
-        description="Write the notebooks, the report specs, what they read and the photographs to DIR, a project folder in "
+        description="Write the notebooks, report specs, what they read and the photographs to DIR, a project folder in "
         "which `kaviz report` and JupyterLab run them. Files that are there and differ are never replaced.",
     )
     notebooks.add_argument("folder", metavar="DIR", help="new or existing")
