@@ -156,7 +156,7 @@ _FUNCTIONS: dict[object, type[nn.Module]] = {
 _CHANGE_NOTHING_TWICE = (nn.ReLU, nn.ReLU6)
 _NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU)
 _GIVEN = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-_FROM_TRIPLE = (*_GIVEN, "norm_layer", "act_layer", "device", "dtype")
+_FROM_TRIPLE = (*_GIVEN, "bias", "norm_layer", "act_layer", "device", "dtype")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kaconv.ops import native
+from kaconv.ops.constant import assume_constant_result
 from kaconv.ops.geometry import Geometry
 from kaconv.ops.reference import pad, windows
 
@@ -47,7 +48,7 @@ def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _compiled() -> bool:
     return native.library() is not None
 

@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kaconv.ops import eager, fused, operators, reference
+from kaconv.ops.constant import assume_constant_result
 from kaconv.ops.geometry import Geometry
 from kaconv.ops.sync_batch_norm import SYNCHRONISED, has_other_processes
 
@@ -123,7 +124,7 @@ def _is_traced(x: Tensor) -> bool:
     return torch.jit.is_tracing() or _get_current_dispatch_mode() is not None or type(x) not in (Tensor, nn.Parameter)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 @cache
 def _log_once(message: str, level: int) -> None:
     _LOGGER.log(level, message)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kaconv.ops.constant import assume_constant_result
 from kaconv.ops.geometry import Geometry
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -36,19 +37,19 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 @functools.cache
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _interpreted() -> bool:
     """Whether kernels run in Triton's interpreter. Triton reads the variable once, when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on") and _kernels().INTERPRETED
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _capable(device: int) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from bs4 import BeautifulSoup
@@ -20,7 +21,7 @@ from pygments.formatters import HtmlFormatter
 
 from kaconv.utils.files import write_text
 from kaconv.utils.provenance import provenance
-from kaviz.explorer.export import front_end
+from kaviz.explorer.export import FrontEnd, front_end
 from kaviz.reports.explorers import put_explorers, take_explorers
 from kaviz.reports.notebook import SKIPPED, Notes, format_value
 from kaviz.reports.sanitise import content_security_policy, sanitise
@@ -248,8 +249,9 @@ def _images(output: NotebookNode) -> Iterator[Image.Image]:
         yield Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
 
 
-def _write(path: Path, template: str, **context) -> None:
-    text = _templates.get_template(template).render(date=_today(), highlighting=_highlighting(), **context)
+def _write(path: Path, template: str, *, front_end: FrontEnd | None = None, **context: Any) -> None:
+    shared = {"date": _today(), "highlighting": _highlighting(), "front_end": front_end}
+    text = _templates.get_template(template).render(shared | context)
     write_text(path, text)
 
 

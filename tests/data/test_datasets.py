@@ -466,7 +466,7 @@ def test_cifar10_as_image_files_is_prepared_as_cifar10_is(tmp_path):
     torch.testing.assert_close(data.preprocessing.denormalise(image)[:, 0, 0] * 255, torch.tensor([60.0, 20, 0]))
     write_pictures(tmp_path / "train", ("dog",), size=(40, 32))
     write_pictures(tmp_path / "val", ("dog",), size=(32, 32))
-    with pytest.raises(ValueError, match=r"of 32 x 32 pixels; .*dog.* has 40 x 32$"):
+    with pytest.raises(ValueError, match=r"of 32 x 32 pixels, but .*dog.* has 40 x 32$"):
         load_data(f"cifar10_folder:{tmp_path}")
 
 
