@@ -219,7 +219,7 @@ examples:
   torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m kaconv train ...
 
 --recipe takes the paper's settings for one of its models (or a YAML file of fields); other options overrule it. A step
-of 256 pictures on fewer GPUs is the same step with --accumulation.
+of 256 images on fewer GPUs is the same step with --accumulation.
 
 --weights starts from trained weights; where they are of another number of classes, the last layer is new. --freeze
 takes shell patterns of parameters' names, with commas between; batch norms that are frozen keep their statistics.
@@ -408,7 +408,7 @@ examples:
   torchrun --nproc-per-node 8 -m kaconv evaluate --checkpoint ka_resnet50_l.safetensors \\
       --data imagenet:/data/imagenet --workers 4 --out reports/results/ka_resnet50_l.json --details details
 
-Pictures are prepared as the checkpoint says; for ImageNet that is the paper's way (Resize 256 bicubic, CenterCrop 224)
+Images are prepared as the checkpoint says; for ImageNet that is the paper's way (Resize 256 bicubic, CenterCrop 224)
 unless it was trained in another. RESULT.json says which, and where its figures come from: the checkpoint's sha256, the
 machine, the versions, kaconv's commit, the command and the date. `kaconv table` shows the results in reports/results.
 
@@ -432,17 +432,17 @@ def add_evaluate_parser(subparsers: argparse._SubParsersAction) -> None:
         "--data-root", default="data/cache", help="where downloaded data sets lie or go (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=256, metavar="INT", help="pictures at a time (default: %(default)s)"
+        "--batch-size", type=int, default=256, metavar="INT", help="images at a time (default: %(default)s)"
     )
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="INT", help="processes that load pictures (default: %(default)s)"
+        "--workers", type=int, default=0, metavar="INT", help="processes that load images (default: %(default)s)"
     )
     parser.add_argument(
         "--max-broken",
         type=int,
         default=10,
         metavar="INT",
-        help="unreadable pictures to pass over before giving up (default: %(default)s)",
+        help="unreadable images to pass over before giving up (default: %(default)s)",
     )
     parser.add_argument(
         "--fresh-statistics",
@@ -496,16 +496,16 @@ examples:
   kaconv predict --checkpoint ka_resnet50_l.safetensors --topk 1 --format json pictures/*.webp
 
 JPEG (CMYK, too), PNG (16-bit, palette, transparent: on white), WebP, GIF (the first frame) and whatever else Pillow
-reads, upright as EXIF says. Of a folder, every picture in it and in the folders below, sorted by name; other files and
+reads, upright as EXIF says. Of a folder, every image in it and in the folders below, sorted by name; other files and
 hidden ones are left out. What cannot be read (.heic, for one) is named on stderr, and the others are still done.
-JSON: a list of {"path", "topk": [{"class", "index", "probability"}, ...]}. Exit status: 0 if every picture was read,
+JSON: a list of {"path", "topk": [{"class", "index", "probability"}, ...]}. Exit status: 0 if every image was read,
 1 if one was not.
 """
 
 
 def add_predict_parser(subparsers: argparse._SubParsersAction) -> None:
     """`kaconv predict`."""
-    parser = add_command(subparsers, "predict", run_predict, "name what is in picture files", PREDICT_EXAMPLES)
+    parser = add_command(subparsers, "predict", run_predict, "name what is in image files", PREDICT_EXAMPLES)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a safetensors file of `kaconv train`")
     parser.add_argument(
         "--topk", type=int, default=5, metavar="INT", help="most probable classes to give (default: %(default)s)"
@@ -513,11 +513,11 @@ def add_predict_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="what to print (default: %(default)s)"
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    """Print the classes; 1 if a picture could not be read."""
+    """Print the classes; 1 if an image could not be read."""
     import json
 
     from tqdm import tqdm
@@ -617,7 +617,7 @@ examples:
 The plain twin of each model is always measured. Variants: the KAConv model with each backend (reference, eager, fused),
 and its peers SE, SK and CondConv, which need timm (pip install 'kaconv[bench]'). They take turns in every round.
 
-With --input: how many pictures per second are decoded, prepared and augmented, by 0, 1, 2, 4 ... workers, beside what
+With --input: how many images per second are decoded, prepared and augmented, by 0, 1, 2, 4 ... workers, beside what
 the plain and the fused models take, and which of the two limits a training.
 
 The times mean something only on a machine that does nothing else meanwhile; benchmarks/README.md says how to read them.
@@ -640,12 +640,12 @@ def add_bench_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add("--device", "cpu or cuda (default: cuda where there is one)")
     add("--dtype", "float32, or bfloat16: autocast (default: float32)")
-    add("--batch-size", "pictures at a time (default: 4 on the CPU, 256 on CUDA)", type=int, metavar="INT")
-    add("--image-size", "side of the pictures in pixels (default: 224)", type=int, metavar="INT")
+    add("--batch-size", "images at a time (default: 4 on the CPU, 256 on CUDA)", type=int, metavar="INT")
+    add("--image-size", "side of the images in pixels (default: 224)", type=int, metavar="INT")
     add("--channels-last", "lay out maps and weights with the channels last", action="store_true")
     add("--rounds", "how often each variant takes its turn (default: 7)", type=int, metavar="INT")
     add("--threads", "torch's threads on the CPU (default: as many as it takes by itself)", type=int, metavar="INT")
-    add("--input", "measure the loading of these pictures, a data spec as for `kaconv train`", metavar="DATA")
+    add("--input", "measure the loading of these images, a data spec as for `kaconv train`", metavar="DATA")
     add("--workers", "numbers of loading processes, with --input (default: 0 1 2 4 ...)", nargs="+", type=int)
     parser.add_argument("--out", metavar="RESULT.json", help="write everything that was measured here, too")
 

@@ -142,10 +142,10 @@ def test_a_broken_picture_is_one_line(tmp_path, capsys, workers):
             (tmp_path / "pictures" / split / name).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / split / name / "0.png")
     broken = tmp_path / "pictures" / "train" / "dog" / "0.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     argv = [*TRAIN, "--out", tmp_path / "a", "--data", f"folder:{tmp_path / 'pictures'}", "--workers", workers]
     message = error_of(capsys, [*argv, "--max-broken", "0"])
-    expected = f"1 picture in epoch 1 cannot be read, more than max_broken=0: {broken}"
+    expected = f"1 image in epoch 1 cannot be read, more than max_broken=0: {broken}"
     assert message.splitlines()[-1] == f"kaconv: error: {expected}"
 
 

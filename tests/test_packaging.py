@@ -94,7 +94,7 @@ def test_the_version_is_said_once():
 
 
 def test_libraries_do_not_import_what_stands_above_them():
-    """notebooks -> kaviz -> kaconv, never back; kaconv knows no pictures."""
+    """notebooks -> kaviz -> kaconv, never back; kaconv knows no images."""
     for path in (ROOT / "kaconv").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (kaviz|matplotlib|seaborn|IPython)", path.read_text(), re.M), path
 

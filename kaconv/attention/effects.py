@@ -217,7 +217,7 @@ def draw_donors(labels: Sequence[int] | np.ndarray, *, same_class: bool, seed: i
     allowed.fill_diagonal_(False)
     if (alone := ~allowed.any(1)).any():
         lacking = "only one of" if same_class else "none but of"
-        raise ValueError(f"{len(classes)} pictures in a batch have {lacking} class {int(classes[alone][0])}: take more")
+        raise ValueError(f"{len(classes)} images in a batch have {lacking} class {int(classes[alone][0])}: take more")
     return torch.multinomial(allowed.float(), 1, generator=torch.Generator().manual_seed(seed))[:, 0].numpy()
 
 
@@ -406,7 +406,7 @@ def _outcomes(
     progress: bool,
 ) -> tuple[Outcome, dict[_Key, Outcome]]:
     """The outcome of the untouched model, and that under each condition."""
-    found = evaluate(model, dataset, batch_size=batch_size, progress=progress)  # it passes over unreadable pictures
+    found = evaluate(model, dataset, batch_size=batch_size, progress=progress)  # it passes over unreadable images
     batches = _mixed_batches(found.labels, found.indices, batch_size, seed)
     device = next(model.parameters()).device
     untouched: list[Outcome] = []

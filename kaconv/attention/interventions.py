@@ -53,7 +53,7 @@ def shuffled(seed: int = 0) -> Intervention:
 
     def replace(layer: str, attention: Tensor) -> Tensor:
         if len(attention) < 2:
-            raise ValueError("shuffling attention between pictures needs at least 2 of them in a batch; got 1")
+            raise ValueError("shuffling attention between images needs at least 2 of them in a batch; got 1")
         ring = torch.randperm(len(attention), generator=generator)  # each takes from its neighbour in a random ring
         donors = torch.empty_like(ring)
         donors[ring] = ring.roll(1)

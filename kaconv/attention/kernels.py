@@ -214,7 +214,7 @@ def position_shares(
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(next(model.parameters()).device))
     if not all(kept.values()):
-        raise ValueError("there are no pictures to see the contributions of")
+        raise ValueError("there are no images to see the contributions of")
     whole = {name: np.concatenate(parts, axis=1) for name, parts in kept.items()}
     return PositionShares(
         {name: pair[0] for name, pair in whole.items()}, {name: pair[1] for name, pair in whole.items()}

@@ -20,9 +20,9 @@ from kaconv.attention.record import AttentionRecord
 from kaconv.data.preprocessing import Preprocessing
 from kaconv.utils.modes import evaluating
 
-PictureChange = Callable[[Tensor], Tensor]  # pictures (N, 3, H, W) in [0, 1] -> the same, changed
+PictureChange = Callable[[Tensor], Tensor]  # images (N, 3, H, W) in [0, 1] -> the same, changed
 
-ANOTHER_PICTURE, ANOTHER_OF_ITS_CLASS = "another picture", "another of its class"
+ANOTHER_PICTURE, ANOTHER_OF_ITS_CLASS = "another image", "another of its class"
 
 _ROUNDING = 1e-6  # a distance that is no larger is none
 
@@ -144,7 +144,7 @@ def attention_stability(
         seed: of the noise, and of who is compared with whom.
 
     Returns:
-        A row for each change and layer; two more kinds say what to compare with: "another picture", and, where some
+        A row for each change and layer; two more kinds say what to compare with: "another image", and, where some
         class has two images, "another of its class".
 
     Raises:
@@ -152,9 +152,9 @@ def attention_stability(
     """
     n = len(images)
     if n < 2:
-        raise ValueError(f"at least 2 pictures are needed, so that there is another one to compare with; got {n}")
+        raise ValueError(f"at least 2 images are needed, so that there is another one to compare with; got {n}")
     if labels is not None and len(labels) != n:
-        raise ValueError(f"there are {n} pictures, but {len(labels)} labels")
+        raise ValueError(f"there are {n} images, but {len(labels)} labels")
 
     def look(pictures: Tensor) -> _Look:
         normalised = F.normalize(pictures, list(preprocessing.mean), list(preprocessing.std))

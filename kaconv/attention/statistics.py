@@ -152,7 +152,7 @@ def _groups(n: int, labels: Tensor | None, classes: int | None) -> Tensor:
     """The class that each sample counts for; negative for none."""
     if labels is None:
         if classes is not None:
-            raise ValueError("classes cannot be told apart without labels: give batches of (pictures, labels)")
+            raise ValueError("classes cannot be told apart without labels: give batches of (images, labels)")
         return torch.zeros(n, dtype=torch.int64)
     labels = labels.cpu().long()
     if classes is None:

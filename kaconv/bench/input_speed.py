@@ -44,12 +44,12 @@ def run_input_benchmark(
     Args:
         data: a spec of `load_data`.
         workers: numbers of loading processes; None: 0, 1, 2, 4 ... up to the number of cores.
-        pictures: how many to load in a round, chosen at random; all where there are fewer.
+        pictures: how many images to load in a round, chosen at random; all where there are fewer.
         rounds: of loading and of the models.
         options: further ones of `run_benchmark`, such as device, dtype, batch_size, threads.
 
     Returns:
-        `run_benchmark`'s result for the plain and the fused models, with a further key `input`: data, pictures,
+        `run_benchmark`'s result for the plain and the fused models, with a further key `input`: data, images,
         image_size, cores, and
 
         - rows: a dict for each stage and number of workers: stage, workers, seconds (for each round),
@@ -200,7 +200,7 @@ def format_input_benchmark(result: dict[str, Any]) -> str:
     size = f"{measured['image_size']}×{measured['image_size']} pixels"
     lines = [
         describe_machine(result),
-        f"Pictures per second, {measured['pictures']} of {measured['data']}, to {size}; {measured['cores']} cores",
+        f"Images per second, {measured['pictures']} of {measured['data']}, to {size}; {measured['cores']} cores",
         "",
         f"{'workers':24}" + "".join(f"{number:>10}" for number in workers),
         *(f"{stage:24}" + "".join(f"{speeds[stage, number]:10,.0f}" for number in workers) for stage in stages),
@@ -208,7 +208,7 @@ def format_input_benchmark(result: dict[str, Any]) -> str:
         *(f"{need['name']}, {need['mode']}: {_describe_need(need)}" for need in measured["needs"]),
     ]
     if DECODE in stages:
-        lines.append(f"Reading and decoding take {_decoding_share(measured['rows']):.0%} of a training picture's time.")
+        lines.append(f"Reading and decoding take {_decoding_share(measured['rows']):.0%} of a training image's time.")
     lines.append("Loading and models were measured one after the other; on a CPU they share its cores.")
     return "\n".join(lines)
 

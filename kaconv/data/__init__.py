@@ -1,4 +1,4 @@
-"""Data sets by name, and the pictures in them."""
+"""Data sets by name, and the images in them."""
 
 from kaconv.data.datasets import DataBundle, load_data, parse_spec, training_pictures
 from kaconv.data.pictures import open_image

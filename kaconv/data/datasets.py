@@ -47,7 +47,7 @@ class DataBundle:
 
 
 class TensorImages(Dataset):
-    """Pictures kept in memory, uint8 (N, 1 or 3, H, W), so that nothing is decoded while training."""
+    """Images kept in memory, uint8 (N, 1 or 3, H, W), so that nothing is decoded while training."""
 
     def __init__(self, images: Tensor, labels: Sequence[int], transform: Callable) -> None:
         self.images, self.labels, self.transform = images, [int(label) for label in labels], transform
@@ -113,7 +113,7 @@ def parse_spec(spec: str) -> tuple[str, str | None]:
 
 def _suggestion(spec: str, name: str) -> str:
     if Path(spec).is_dir():
-        return f" (for a folder of pictures: 'folder:{spec}')"
+        return f" (for a folder of images: 'folder:{spec}')"
     close = difflib.get_close_matches(name, SPECS, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -260,7 +260,7 @@ def _keep(dataset: datasets.ImageFolder, samples: list[tuple[str, int]]) -> None
 
 
 def _name_what_is_passed_over(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # no picture at all: what follows says so
+    with contextlib.suppress(FileNotFoundError):  # no image at all: what follows says so
         files = [file for file in picture_files(path) if file.suffix.lower() not in datasets.folder.IMG_EXTENSIONS]
         if files:
             endings = ", ".join(sorted({file.suffix.lower() for file in files}))
@@ -275,7 +275,7 @@ def _imagenet(path: Path, preprocessing: Preprocessing) -> Splits:
         raise ValueError(
             f"imagenet: {path.resolve()} must hold the {len(IMAGENET_WNIDS)} class folders of ImageNet-1K "
             f"(n01440764, ...) in each split; missing: {_some(missing)}; not ImageNet-1K's: {_some(unknown)}; "
-            f"use folder:{path} for pictures of other classes"
+            f"use folder:{path} for images of other classes"
         )
     return train, test, list(_IMAGENET_CATEGORIES)  # sorted wnids are the usual order of the classes
 
@@ -311,9 +311,9 @@ def _split_folders(path: Path) -> tuple[Path | None, Path]:
 
 
 def training_pictures(path: str | Path, preprocessing: Preprocessing, load: Load = load_rgb) -> datasets.ImageFolder:
-    """The pictures in a folder of class folders, augmented as for training: cropped and resized by torch.
+    """The images in a folder of class folders, augmented as for training: cropped and resized by torch.
 
-    So all that follows decoding takes about half of the time that it takes with Pillow. Over ImageNet pictures the
+    So all that follows decoding takes about half of the time that it takes with Pillow. Over ImageNet images the
     result differs from Pillow's by 0.03 of 255 levels in the mean, in single pixels by up to 13.
     """
     return _image_folder(Path(path), preprocessing.train_transform(), partial(load_tensor, load=load))
@@ -328,7 +328,7 @@ def _image_folder(path: Path, transform: Callable, loader: Callable) -> datasets
     try:
         return datasets.ImageFolder(path, transform, loader=loader)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path.resolve()} must hold one folder of pictures per class: {error}") from None
+        raise FileNotFoundError(f"{path.resolve()} must hold one folder of images per class: {error}") from None
 
 
 def _photos(root: Path, preprocessing: Preprocessing) -> Splits:

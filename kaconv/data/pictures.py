@@ -1,4 +1,4 @@
-"""The doors through which a file becomes a picture: the data sets', and that of predictions and uploads."""
+"""The doors through which a file becomes an image: the data sets', and that of predictions and uploads."""
 
 import contextlib
 import os
@@ -27,21 +27,21 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
-# Of pictures that cameras make and Pillow does not read: to be named, not to be passed over in silence.
+# Of images that cameras make and Pillow does not read: to be named, not to be passed over in silence.
 UNREAD_ENDINGS = {".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
-_BACKGROUND = "white"  # what most pictures with transparent parts are made to be seen on
+_BACKGROUND = "white"  # what most images with transparent parts are made to be seen on
 
 
 def load_rgb(path: str) -> Image.Image:
-    """A picture of a data set as RGB, in the orientation it is stored in; `UnreadablePicture` if it is damaged."""
+    """An image of a data set as RGB, in the orientation it is stored in; `UnreadablePicture` if it is damaged."""
     try:
         return datasets.folder.default_loader(path)
     except BROKEN_PICTURE as error:
-        raise UnreadablePicture(f"cannot read the picture {path}: {error}") from None
+        raise UnreadablePicture(f"cannot read the image {path}: {error}") from None
 
 
 def load_upright(path: str) -> Image.Image:
-    """A picture of a data set as `open_image` shows it; `UnreadablePicture` if it is damaged."""
+    """An image of a data set as `open_image` shows it; `UnreadablePicture` if it is damaged."""
     try:
         return open_image(path)
     except (OSError, ValueError) as error:
@@ -49,12 +49,12 @@ def load_upright(path: str) -> Image.Image:
 
 
 def load_tensor(path: str, load: Callable[[str], Image.Image]) -> Tensor:
-    """The picture that `load` reads, as uint8 (3, H, W)."""
+    """The image that `load` reads, as uint8 (3, H, W)."""
     return pil_to_tensor(load(path))
 
 
 def picture_files(folder: str | Path) -> list[Path]:
-    """The pictures in a folder and all below it, sorted: files with the ending of a picture, readable or not.
+    """The images in a folder and all below it, sorted: files with the ending of an image, readable or not.
 
     Hidden files and folders are left out. FileNotFoundError if there are none.
     """
@@ -65,18 +65,18 @@ def picture_files(folder: str | Path) -> list[Path]:
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     pictures = sorted(path for path in files if path.suffix.lower() in endings)
     if not pictures:
-        raise FileNotFoundError(f"there are no pictures in {folder}")
+        raise FileNotFoundError(f"there are no images in {folder}")
     return pictures
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """A picture file as it is meant to be seen: RGB, 8 bits, upright; of an animation, the first frame.
+    """An image file as it is meant to be seen: RGB, 8 bits, upright; of an animation, the first frame.
 
     The EXIF orientation is applied. 16-bit grey values are scaled to 8 bits. Transparent parts show a white background.
     Every format that Pillow reads will do.
 
     Raises:
-        OSError, ValueError: with the path, if there is no such file, it is no picture, is damaged, or has more pixels
+        OSError, ValueError: with the path, if there is no such file, it is no image, is damaged, or has more pixels
             than Pillow deems safe (about 179 million).
     """
     path = Path(path)
@@ -84,7 +84,7 @@ def open_image(path: str | Path) -> Image.Image:
         what = (
             "it is a folder" if path.is_dir() else "it is no regular file" if path.exists() else "there is no such file"
         )
-        raise FileNotFoundError(f"cannot read the picture {path}: {what}")
+        raise FileNotFoundError(f"cannot read the image {path}: {what}")
     return read_image(path, str(path))
 
 
@@ -92,8 +92,8 @@ def read_image(file: Path | BinaryIO, name: str, *, longest: int | None = None) 
     """As `open_image`, from a path or an open file.
 
     Args:
-        name: what errors call the picture.
-        longest: side in pixels from which on a picture is refused before it is decoded; None: any.
+        name: what errors call the image.
+        longest: side in pixels from which on an image is refused before it is decoded; None: any.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, and of sizes below the limit
@@ -105,14 +105,14 @@ def read_image(file: Path | BinaryIO, name: str, *, longest: int | None = None) 
                 return _as_seen(image)
         except Image.UnidentifiedImageError:
             advice = "; convert it to JPEG or PNG" if Path(name).suffix.lower() in UNREAD_ENDINGS else ""
-            raise ValueError(f"cannot read the picture {name}: it is in no known format{advice}") from None
+            raise ValueError(f"cannot read the image {name}: it is in no known format{advice}") from None
         except Exception as error:  # damaged data make some decoders raise nearly everything
-            raise ValueError(f"cannot read the picture {name}: {error or type(error).__name__}") from None
+            raise ValueError(f"cannot read the image {name}: {error or type(error).__name__}") from None
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it also rewrites the EXIF data, and fails where a tag has an odd value.
-    with contextlib.suppress(Exception):  # a picture with damaged EXIF data is as good as one without
+    with contextlib.suppress(Exception):  # an image with damaged EXIF data is as good as one without
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
@@ -131,6 +131,6 @@ def _as_seen(image: Image.Image) -> Image.Image:
 
 
 def check_resized_size(path: str | Path, image: Image.Image, resize: int) -> None:
-    """ValueError for a line of pixels that would become a huge picture, when its shorter side becomes `resize`."""
+    """ValueError for a line of pixels that would become a huge image, when its shorter side becomes `resize`."""
     if resize**2 * max(image.size) / min(image.size) > (Image.MAX_IMAGE_PIXELS or float("inf")):
-        raise ValueError(f"cannot read the picture {path}: {image.width} x {image.height} pixels are too long a strip")
+        raise ValueError(f"cannot read the image {path}: {image.width} x {image.height} pixels are too long a strip")

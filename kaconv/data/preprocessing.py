@@ -19,8 +19,8 @@ class Preprocessing:
 
     Evaluation resizes the shorter side to `resize` and cuts out the middle `image_size` square (with black borders
     where `resize` is smaller). Training takes a random crop: of random area and aspect ratio as for ImageNet where
-    `padding` is None, else of constant size from the resized picture with `padding` black pixels around it; then it
-    mirrors half of the pictures where `flip` is set. `mean` and `std` are per RGB channel of pictures in [0, 1].
+    `padding` is None, else of constant size from the resized image with `padding` black pixels around it; then it
+    mirrors half of the images where `flip` is set. `mean` and `std` are per RGB channel of images in [0, 1].
     """
 
     image_size: int
@@ -32,11 +32,11 @@ class Preprocessing:
     flip: bool = True
 
     def eval_transform(self) -> v2.Transform:
-        """Picture (PIL or uint8 tensor (..., 1 or 3, H, W)) to normalised float (..., 3, image_size, image_size)."""
+        """Image (PIL or uint8 tensor (..., 1 or 3, H, W)) to normalised float (..., 3, image_size, image_size)."""
         return v2.Compose([v2.RGB(), self.resizing(), v2.CenterCrop(self.image_size), *self._to_tensor()])
 
     def train_transform(self) -> v2.Transform:
-        """As `eval_transform`, for single pictures, with the random crop and flip of training."""
+        """As `eval_transform`, for single images, with the random crop and flip of training."""
         if self.padding is None:
             crop = [v2.RandomResizedCrop(self.image_size, interpolation=v2.InterpolationMode(self.interpolation))]
         else:

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: named, counted, and passed over up to a limit."""
+"""Images that cannot be read: named, counted, and passed over up to a limit."""
 
 import logging
 from collections.abc import Sized
@@ -10,13 +10,13 @@ from torch.utils.data import Dataset
 
 from kaconv.utils.text import printable
 
-UNREADABLE = -1  # the label of what stands for an unreadable picture, see `tolerant`
+UNREADABLE = -1  # the label of what stands for an unreadable image, see `tolerant`
 _LOGGER = logging.getLogger("kaconv")
 _NAMED = 5
 
 
 class UnreadablePicture(ValueError):
-    """A file of a data set that is gone, truncated, no picture, or larger than Pillow deems safe."""
+    """A file of a data set that is gone, truncated, no image, or larger than Pillow deems safe."""
 
 
 class _Tolerant(Dataset):
@@ -34,15 +34,15 @@ class _Tolerant(Dataset):
 
 
 def tolerant(dataset: Dataset) -> Dataset:
-    """The same data set, but a picture that cannot be read gives (zeros of the usual shape, `UNREADABLE`).
+    """The same data set, but an image that cannot be read gives (zeros of the usual shape, `UNREADABLE`).
 
-    No error has to cross from a loading process, and the batch keeps its size. `describe_sample` names the picture.
+    No error has to cross from a loading process, and the batch keeps its size. `describe_sample` names the image.
     """
     return _Tolerant(dataset)
 
 
 def describe_sample(dataset: Dataset, index: int) -> str:
-    """The path of a picture, or "sample 17" where it has none."""
+    """The path of an image, or "sample 17" where it has none."""
     innermost, own_index = _innermost(dataset, index)
     samples = getattr(innermost, "samples", None)
     return f"sample {index}" if samples is None else str(samples[own_index][0])
@@ -57,12 +57,12 @@ def _innermost(dataset: Any, index: int) -> tuple[Any, int]:
 
 
 def _blank(dataset: Any) -> Tensor:
-    with torch.random.fork_rng(devices=[]):  # the random crop must not shift those of the pictures after it
+    with torch.random.fork_rng(devices=[]):  # the random crop must not shift those of the images after it
         return torch.zeros_like(dataset.transform(torch.zeros(3, 8, 8, dtype=torch.uint8)))
 
 
 class BrokenPictures:
-    """The unreadable pictures that this process has met.
+    """The unreadable images that this process has met.
 
     Args:
         dataset: knows their names.
@@ -85,5 +85,5 @@ class BrokenPictures:
         """ValueError if there are too many."""
         if len(self.names) > self.most:
             some = ", ".join(self.names[:_NAMED]) + (", ..." if len(self.names) > _NAMED else "")
-            pictures = f"{len(self.names)} picture{'s' * (len(self.names) > 1)}"
+            pictures = f"{len(self.names)} image{'s' * (len(self.names) > 1)}"
             raise ValueError(f"{pictures} {self.where} cannot be read, more than max_broken={self.most}: {some}")

@@ -61,7 +61,7 @@ class Evaluation:
     probabilities: np.ndarray  # (n, classes)
     in_top5: np.ndarray  # (n,), whether the label is among the five best
     indices: np.ndarray  # (n,), the samples' numbers in the data set: 0 ... n - 1 unless some were skipped
-    skipped: list[str] = field(default_factory=list)  # pictures that could not be read, by name
+    skipped: list[str] = field(default_factory=list)  # images that could not be read, by name
 
 
 def evaluate(
@@ -84,11 +84,11 @@ def evaluate(
             loss leaves it out.
         batch_size: samples at a time in each process.
         accelerator: that of a running training.
-        max_broken: how many pictures, over all processes, may be unreadable. They are named in the log and in
+        max_broken: how many images, over all processes, may be unreadable. They are named in the log and in
             `skipped`, and count nowhere else.
 
     Raises:
-        ValueError: for an empty data set, or if more than `max_broken` pictures are unreadable, or all of them.
+        ValueError: for an empty data set, or if more than `max_broken` images are unreadable, or all of them.
         FloatingPointError: if the model's outputs are not all finite.
     """
     size = len(cast(Sized, dataset))
@@ -123,7 +123,7 @@ def evaluate(
     broken.names = [name for _, names in parts for name in names]
     broken.check()
     if len(broken.names) == size:
-        raise ValueError(f"none of the {size} pictures to evaluate on can be read: {broken.names[0]}, ...")
+        raise ValueError(f"none of the {size} images to evaluate on can be read: {broken.names[0]}, ...")
     batches = [batch for batches, _ in parts for batch in batches]
     logits, labels, indices = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
     return _evaluation(logits, labels, indices, broken.names)
@@ -187,7 +187,7 @@ def evaluate_checkpoint(
         fewer), loss, fresh_statistics (None for a model without batch norm; else n, the test images that were asked,
         top1_error_before and top1_error of these, interval of the difference, images, from whose statistics, and
         split, where these come from), skipped (names of unreadable
-        pictures), image_size, preprocessing (all fields), protocol ("paper" for ImageNet pictures prepared as in the
+        images), image_size, preprocessing (all fields), protocol ("paper" for ImageNet images prepared as in the
         paper, else "checkpoint"), checkpoint (the file's name), sha256 (the file's), provenance.
 
     Raises:
@@ -276,7 +276,7 @@ def _with_fresh_statistics(
         accelerator=accelerator,
         max_broken=len(asked),
     )
-    order = order[again.indices]  # a picture may have become unreadable
+    order = order[again.indices]  # an image may have become unreadable
     right, right_now = (evaluation.predictions == evaluation.labels)[order], again.predictions == again.labels
     n = len(order)
     interval = paired_interval(int((right_now & ~right).sum()), int((right & ~right_now).sum()), n)
@@ -342,8 +342,8 @@ def check_details_folder(folder: Path) -> None:
 def write_details(folder: Path, evaluation: Evaluation, classes: Sequence[str], dataset: Dataset) -> None:
     """Write what lies behind an evaluation as CSV files, UTF-8, with a header.
 
-    per_class.csv, a line for each class: `index`; `class`, its name; `n`, its pictures; `top1_error` and `top5_error`
-    in percent (empty if there are no pictures, the latter also for five classes or fewer); `most_frequent_mistake`, the
+    per_class.csv, a line for each class: `index`; `class`, its name; `n`, its images; `top1_error` and `top5_error`
+    in percent (empty if there are no images, the latter also for five classes or fewer); `most_frequent_mistake`, the
     wrong class that was predicted most often (empty if none was), and how many `times`.
 
     mistakes.csv, a line for each wrong prediction, the most confident first, 100 at most: `picture` (its path, or

@@ -1,4 +1,4 @@
-"""Class names for picture files of all kinds."""
+"""Class names for image files of all kinds."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,14 +22,14 @@ def predict(
     on_error: Callable[[Exception], None] | None = None,
     progress: bool = False,
 ) -> list[dict]:
-    """The most probable classes of picture files, prepared as the checkpoint says.
+    """The most probable classes of image files, prepared as the checkpoint says.
 
     It runs on the GPU if there is one.
 
     Args:
-        paths: of pictures, or of folders, which stand for all pictures in them (see `picture_files`).
-        topk: how many classes of each picture to give; all where there are fewer.
-        on_error: called with the error of each picture that cannot be read, which is then left out. None: raise it.
+        paths: of images, or of folders, which stand for all images in them (see `picture_files`).
+        topk: how many classes of each image to give; all where there are fewer.
+        on_error: called with the error of each image that cannot be read, which is then left out. None: raise it.
 
     Returns:
         In the order of `paths`, a dict for each image: `path`, and `topk`, a list, the most probable first, of dicts

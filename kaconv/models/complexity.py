@@ -29,7 +29,7 @@ class Complexity:
 
 
 def complexity(model: nn.Module, image_size: int | tuple[int, int] = 224, channels: int = 3) -> Complexity:
-    """The cost of `model` for one picture of `image_size`: a side, or (height, width), in pixels.
+    """The cost of `model` for one image of `image_size`: a side, or (height, width), in pixels.
 
     The model is run once in eval mode, on the device where its parameters lie; build it under
     `torch.device("meta")` to count without computing. Its mode is restored.
@@ -53,7 +53,7 @@ def complexity(model: nn.Module, image_size: int | tuple[int, int] = 224, channe
 
 
 def paper_flops(model: nn.Module, image_size: int | tuple[int, int] = 224, channels: int = 3) -> int:
-    """FLOPs of one picture by the paper's convention, that of an old version of THOP.
+    """FLOPs of one image by the paper's convention, that of an old version of THOP.
 
     A convolution counts one operation for each multiply-add, and one for each output element where it has a bias; a
     linear layer (2·in − 1)·out; a batch norm 2 for each element; an adaptive average pooling module one for each

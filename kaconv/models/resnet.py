@@ -71,7 +71,7 @@ class ResNet(nn.Module):
     Args:
         layers: number of bottlenecks in each stage; the stages have widths planes, 2·planes, 4·planes, ...
         planes: width of the first stage and of the stem.
-        small_input: a 3×3 stem without pooling, for pictures of 32×32, in place of the 7×7 one with stride 4.
+        small_input: a 3×3 stem without pooling, for images of 32×32, in place of the 7×7 one with stride 4.
     """
 
     def __init__(

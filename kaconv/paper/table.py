@@ -88,7 +88,7 @@ def table_rows(results_dir: Path = RESULTS_DIR, progress: bool = False) -> list[
 def read_results(results_dir: Path) -> dict[str, dict[str, Any]]:
     """The newest ImageNet result of each model among the JSON files that `kaconv evaluate --out` wrote there.
 
-    A dict per model: top1_error and top5_error (percent), n (pictures), image_size, protocol, provenance, file.
+    A dict per model: top1_error and top5_error (percent), n (images), image_size, protocol, provenance, file.
 
     Raises:
         FileNotFoundError: if there is no such folder; only `RESULTS_DIR` may be missing.
@@ -157,7 +157,7 @@ def format_table(rows: list[TableRow]) -> str:
     lines += [
         "",
         f"{sum(figures)} of {len(figures)} figures agree with the paper at its printed precision (✓).",
-        "One 224×224 picture. FLOPs as the paper counts them; multiply-adds as torch.utils.flop_counter does.",
+        "One 224×224 image. FLOPs as the paper counts them; multiply-adds as torch.utils.flop_counter does.",
     ]
     return "\n".join(lines)
 
@@ -165,7 +165,7 @@ def format_table(rows: list[TableRow]) -> str:
 def _describe_measured(measured: dict[str, Any]) -> str:
     text = f"{measured['top1_error']:.2f} / {measured['top5_error']:.2f}"
     if measured["n"] != 50_000:  # not ImageNet's validation set as a whole
-        text += f" of {measured['n']:,} pictures"
+        text += f" of {measured['n']:,} images"
     if measured["image_size"] != 224:
         text += f" at {measured['image_size']}²"
     elif measured["protocol"] != "paper":

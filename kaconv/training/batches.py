@@ -11,13 +11,13 @@ from torch.utils.data import Dataset, Sampler
 
 from kaconv.utils.seeds import mixed_seed
 
-Key = tuple[int, int]  # epoch and index of a picture
+Key = tuple[int, int]  # epoch and index of an image
 
 
 class SeededPictures(Dataset):
-    """A data set that is asked for (epoch, index), and augments each picture by random numbers of its own.
+    """A data set that is asked for (epoch, index), and augments each image by random numbers of its own.
 
-    It gives the picture, its label, and the index.
+    It gives the image, its label, and the index.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
@@ -30,14 +30,14 @@ class SeededPictures(Dataset):
 
 
 class StepBatches(Sampler[list[Key]]):
-    """The batches of one process, one after another: `accumulation` of them make a step of `batch_size` pictures.
+    """The batches of one process, one after another: `accumulation` of them make a step of `batch_size` images.
 
-    A step's pictures are cut into `processes` · `accumulation` parts, the same ones however these two share the
-    product; each process takes its own. A last step with fewer pictures is left out, unless it is the only one.
+    A step's images are cut into `processes` · `accumulation` parts, the same ones however these two share the
+    product; each process takes its own. A last step with fewer images is left out, unless it is the only one.
 
     Args:
-        pictures: how many there are.
-        batch_size: pictures of a step, over all processes.
+        pictures: how many images there are.
+        batch_size: images of a step, over all processes.
         rank: which process this is.
     """
 

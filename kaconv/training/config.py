@@ -70,9 +70,9 @@ class TrainConfig:
         ("a folder's path", lambda value: isinstance(value, str | Path) and str(value) != ""),
         where_only=True,
     )
-    epochs: int = _option(10, "passes over the training pictures", whole(1))
-    # Batch norm cannot train on one picture.
-    batch_size: int = _option(32, "pictures per step, over all processes together", whole(2, MOST_PICTURES))
+    epochs: int = _option(10, "passes over the training images", whole(1))
+    # Batch norm cannot train on one image.
+    batch_size: int = _option(32, "images per step, over all processes together", whole(2, MOST_PICTURES))
     accumulation: int = _option(
         1,
         "parts in which each process takes its share of a step, to save memory",
@@ -116,11 +116,11 @@ class TrainConfig:
     )
     fresh_statistics: bool = _option(
         False,
-        "at the end, also test with batch norm's statistics recomputed from training pictures not augmented",
+        "at the end, also test with batch norm's statistics recomputed from training images not augmented",
         TRUE_OR_FALSE,
     )
     seed: int = _option(
-        0, "seed of the initial weights, the order of the pictures and the augmentation", whole(0, MOST_SEED)
+        0, "seed of the initial weights, the order of the images and the augmentation", whole(0, MOST_SEED)
     )
     weights: str | None = _option(
         None,
@@ -148,7 +148,7 @@ class TrainConfig:
     )
     workers: int = _option(
         0,
-        "processes that load pictures; a few are worth it for data read from folders",
+        "processes that load images; a few are worth it for data read from folders",
         EVALUATION_RULES["workers"],
         where_only=True,
     )
@@ -157,7 +157,7 @@ class TrainConfig:
     )
     max_broken: int = _option(
         10,
-        "unreadable pictures to pass over before giving up, in an epoch and in a test",
+        "unreadable images to pass over before giving up, in an epoch and in a test",
         EVALUATION_RULES["max_broken"],
         where_only=True,
     )

@@ -99,10 +99,10 @@ class StudyRow(TypedDict):
     """A model's trainings in a study.
 
     - model, seeds
-    - test_errors: percent, one per seed, of the last epoch (the best epoch would be chosen by the test pictures)
+    - test_errors: percent, one per seed, of the last epoch (the best epoch would be chosen by the test images)
     - test_error: their mean
     - seed_interval: 95 % interval of that mean over seeds; None for a single seed
-    - picture_interval: 95 % interval of one model's error over the drawing of its test pictures
+    - picture_interval: 95 % interval of one model's error over the drawing of its test images
     - test_pictures: their number
     - params, paper_flops, macs: see `kaconv.models.complexity.Complexity`, at the data's input size
     - train_seconds: for one epoch without its test, median over epochs and seeds

@@ -202,7 +202,7 @@ def _result(training: Training) -> dict:
 
 
 def _check_same(row: dict, other: dict, name: str, other_name: str) -> None:
-    """The same training on another machine may have its pictures in another place."""
+    """The same training on another machine may have its images in another place."""
     configs = [each["config"] | {"data": _without_place(each["config"]["data"])} for each in (row, other)]
     different = sorted(
         key for key in configs[0].keys() | configs[1].keys() if configs[0].get(key) != configs[1].get(key)
@@ -223,7 +223,7 @@ def _without_place(data: str) -> str:
 def summarise_results(results: dict) -> list[dict]:
     """A dict per model and variant with finished runs.
 
-    model, variant, seeds; test_errors (percent, of the last epoch: the best would be chosen by the test pictures), one
+    model, variant, seeds; test_errors (percent, of the last epoch: the best would be chosen by the test images), one
     per seed; test_error, their mean; test_error_interval, Student's 95 % over seeds, None for a single one; params;
     seconds_per_epoch and images_per_second, medians over seeds.
     """

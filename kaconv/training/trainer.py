@@ -69,7 +69,7 @@ def fit(config: TrainConfig, *, progress: bool = True, on_epoch: Callable[[Run],
 
     Raises:
         ValueError: for a bad config, a folder of another config or in use by another training, or data without a
-            training split; nothing is written. For too many unreadable pictures.
+            training split; nothing is written. For too many unreadable images.
         FileNotFoundError: for missing data or weights; nothing is written.
         FloatingPointError: if the loss is no longer finite. last.safetensors and best.safetensors stay as they were.
         OSError: if nothing more can be written; what was saved before stays.
@@ -145,7 +145,7 @@ class _Trainer:
         self.criterion = smoothed_cross_entropy(config.label_smoothing, len(data.classes), reduction="sum")
         self.run = Run(Path(config.out), config)
         self.losses: list[Tensor] = []  # of the steps since somebody last looked
-        self.totals = torch.zeros(3, dtype=torch.float64)  # of the epoch so far: loss, errors, pictures
+        self.totals = torch.zeros(3, dtype=torch.float64)  # of the epoch so far: loss, errors, images
         self.epoch_seconds = 0.0
         self.terminated = False
         self.last_saved = time.monotonic()
@@ -242,7 +242,7 @@ class _Trainer:
         )
 
     def _train_epoch(self, epoch: int, first_step: int) -> int:
-        """The steps of an epoch from `first_step` (counted from 0) on; returns the number of pictures of all steps."""
+        """The steps of an epoch from `first_step` (counted from 0) on; returns the number of images of all steps."""
         self.model.train()
         keep_frozen_statistics(self.model)
         self.batches.epoch, self.batches.first_step = epoch, first_step
@@ -280,7 +280,7 @@ class _Trainer:
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 logits = self.model(images)
                 loss = self.criterion(logits.float(), labels)
-                # The processes' gradients are averaged: together they are those of the mean over the step's pictures.
+                # The processes' gradients are averaged: together they are those of the mean over the step's images.
                 self.accelerator.backward(loss * (self.accelerator.num_processes / self.batches.batch_size))
             loss = loss.detach()
             loss_of_step = loss_of_step + loss
@@ -307,7 +307,7 @@ class _Trainer:
         return {f"attention_{name}": value}
 
     def _check_losses(self, epoch: int, step: int) -> float:
-        """The mean loss of a picture in the step that ended; FloatingPointError, in all processes together, if one
+        """The mean loss of an image in the step that ended; FloatingPointError, in all processes together, if one
         since the last look is not finite."""
         losses = self._summed(torch.stack(self.losses)) / self.batches.batch_size
         first, self.losses = step - len(self.losses) + 1, []
@@ -495,7 +495,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     if config.batch_size % parts or config.batch_size < 2 * parts:
         raise ValueError(
             f"batch_size must be a multiple of processes x accumulation ({accelerator.num_processes} x "
-            f"{config.accumulation}), with 2 pictures for each part at least; got {config.batch_size}"
+            f"{config.accumulation}), with 2 images for each part at least; got {config.batch_size}"
         )
     return accelerator
 
@@ -505,7 +505,7 @@ def _train_loader(config: TrainConfig, data: DataBundle, accelerator: Accelerato
     train = cast(Any, data.train)  # there is one, and it has a length
     if len(train) < 2 * processes * config.accumulation:
         raise ValueError(
-            f"data {config.data!r} has {len(train)} training pictures, too few for {processes} processes with "
+            f"data {config.data!r} has {len(train)} training images, too few for {processes} processes with "
             f"accumulation {config.accumulation}"
         )
     batches = StepBatches(

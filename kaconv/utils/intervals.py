@@ -27,7 +27,7 @@ def welch_interval(values: Sequence[float], others: Sequence[float]) -> tuple[fl
 
 
 def wilson_interval(error: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of an error in percent that was measured on `n` pictures, in percent."""
+    """Wilson's 95 % interval of an error in percent that was measured on `n` images, in percent."""
     z, share = stats.norm.ppf((1 + CONFIDENCE) / 2), error / 100
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -47,13 +47,13 @@ def no_better_than_chance(correct: int, total: int, classes: int) -> bool:
 
 
 def paired_interval(more: int, fewer: int, n: int) -> tuple[float, float]:
-    """95 % interval of a difference of two shares of the same `n` pictures, in percentage points.
+    """95 % interval of a difference of two shares of the same `n` images, in percentage points.
 
-    Agresti and Min's (Statistics in Medicine 24, 2005): Wald's, with half a picture added to each of the four cells.
+    Agresti and Min's (Statistics in Medicine 24, 2005): Wald's, with half an image added to each of the four cells.
 
     Args:
-        more: pictures that count for the first share only.
-        fewer: pictures that count for the second share only.
+        more: images that count for the first share only.
+        fewer: images that count for the second share only.
     """
     z, total, gained, lost = stats.norm.ppf((1 + CONFIDENCE) / 2), n + 2, more + 0.5, fewer + 0.5
     centre = (gained - lost) / total

@@ -108,9 +108,9 @@ def test_donors_are_of_the_class_asked_for_and_never_oneself(same_class):
 
 
 def test_a_picture_without_a_donor_is_an_error_with_its_class():
-    with pytest.raises(ValueError, match="3 pictures in a batch have only one of class 7"):
+    with pytest.raises(ValueError, match="3 images in a batch have only one of class 7"):
         draw_donors([5, 5, 7], same_class=True)
-    with pytest.raises(ValueError, match="2 pictures in a batch have none but of class 5"):
+    with pytest.raises(ValueError, match="2 images in a batch have none but of class 5"):
         draw_donors([5, 5], same_class=False)
 
 
@@ -194,7 +194,7 @@ class OneBroken(Dataset):
 
     def __getitem__(self, index):
         if index == 3:
-            raise UnreadablePicture("a broken picture")
+            raise UnreadablePicture("a broken image")
         image, label = self.data[index]
         return image, int(label)
 
@@ -248,7 +248,7 @@ def test_seeds_are_pooled_with_an_interval_over_them():
     assert pooled["error_change_interval"] == t_interval([1, 2, 6])
     assert pooled["log_probability_change"] == pytest.approx(-3)
     assert "donors_class" not in pooled
-    assert (other["seeds"], other["error_change_interval"]) == ([0], (3, 5))  # of a single seed, over pictures
+    assert (other["seeds"], other["error_change_interval"]) == ([0], (3, 5))  # of a single seed, over images
 
 
 def removal_rows(seed, attention, changes):

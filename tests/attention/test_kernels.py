@@ -62,7 +62,7 @@ def test_even_attention_gives_the_static_kernel():
     layer = lived_in(KAConv2d(4, 8, 3))
     even = np.full((3, 3, 8), 1 / 9)
     np.testing.assert_allclose(effective_kernel(layer, even, folded=False), layer.weight.detach() / 9, rtol=1e-6)
-    layer.weight.data[:, :, 0, 0] *= 10  # and its norm has learned of it: nothing changes for the picture
+    layer.weight.data[:, :, 0, 0] *= 10  # and its norm has learned of it: nothing changes for the image
     layer.norm.running_var[:8] *= 100
     changed = effective_kernel(layer, even)
     layer.weight.data[:, :, 0, 0] /= 10
@@ -172,7 +172,7 @@ def test_the_model_is_left_as_it_was(model, images):
 
 
 def test_no_pictures_are_an_error(model):
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         position_shares(model, [])
     with pytest.raises(ValueError, match="no KAConv2d layer matches 'nothing'"):
         position_contributions(model, torch.zeros(1, 3, 16, 16), "nothing")

@@ -131,7 +131,7 @@ def test_the_distance_over_variants_is_their_mean(model, images):
 
 
 def test_pictures_of_a_class_are_compared_with_each_other(model, images):
-    # Every picture is there twice, and has a class with its double: another of its class is the same picture.
+    # Every image is there twice, and has a class with its double: another of its class is the same image.
     twice, labels = torch.cat([images, images]), np.tile(np.arange(12), 2)
     rows = attention_stability(model, twice, DIGITS, [], labels)
     assert all(row["distance"] < 1e-6 for row in of(rows, ANOTHER_OF_ITS_CLASS))
@@ -178,9 +178,9 @@ def test_a_model_that_is_no_classifier_keeps_no_class(images):
 
 
 def test_bad_input_is_refused(model, images):
-    with pytest.raises(ValueError, match=r"at least 2 pictures are needed.*got 1"):
+    with pytest.raises(ValueError, match=r"at least 2 images are needed.*got 1"):
         attention_stability(model, images[:1], DIGITS, [])
-    with pytest.raises(ValueError, match="there are 12 pictures, but 3 labels"):
+    with pytest.raises(ValueError, match="there are 12 images, but 3 labels"):
         attention_stability(model, images, DIGITS, [], np.zeros(3))
     with pytest.raises(ValueError, match="no KAConv2d layer matches 'nothing'"):
         attention_stability(model, images, DIGITS, [], layers="nothing")

@@ -56,7 +56,7 @@ def row(stage: str, workers: int, speed: float) -> dict:
 
 
 def test_what_limits_is_said():
-    """A model that takes 400 pictures per second in training and 2000 in evaluation."""
+    """A model that takes 400 images per second in training and 2000 in evaluation."""
     ms = {"training": {"median_ms": 20.0}, "inference": {"median_ms": 4.0}}
     models = [{"name": "quick", "batch_size": 8, **ms}, {"name": "failed", "training": None, "inference": None}]
     rows = [row("training", 0, 300), row("training", 2, 500), row("evaluation", 0, 250), row("evaluation", 2, 450)]
@@ -76,7 +76,7 @@ def test_what_limits_is_said():
 
 def test_the_text_shows_every_figure(result):
     lines = format_input_benchmark(result).splitlines()
-    assert lines[1].startswith("Pictures per second, 36 of folder:")
+    assert lines[1].startswith("Images per second, 36 of folder:")
     for stage in STAGES:
         line = next(line for line in lines if line.startswith(stage + " "))
         speeds = [f"{one['images_per_second']:,.0f}" for one in result["input"]["rows"] if one["stage"] == stage]
@@ -149,6 +149,6 @@ def test_options_that_do_not_go_together(argv, message, capsys):
 
 def test_a_broken_picture_is_named(pictures, tmp_path):
     (tmp_path / "val" / "a").mkdir(parents=True)
-    (tmp_path / "val" / "a" / "0.jpg").write_text("no picture")
-    with pytest.raises(ValueError, match=r"cannot read the picture .*a/0\.jpg"):
+    (tmp_path / "val" / "a" / "0.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"cannot read the image .*a/0\.jpg"):
         run_input_benchmark(f"folder:{tmp_path}", workers=[0], **SMALL)

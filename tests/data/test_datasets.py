@@ -207,13 +207,13 @@ def test_a_wrong_layout_is_explained(tmp_path):
     with pytest.raises(ValueError, match="same classes; only in one of them: cow, dog"):
         load_data(f"folder:{tmp_path}")
     (tmp_path / "val" / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"val must hold one folder of pictures per class.*empty"):
+    with pytest.raises(FileNotFoundError, match=r"val must hold one folder of images per class.*empty"):
         load_data(f"folder:{tmp_path}")
 
 
 def test_a_broken_picture_is_named(pictures):
-    (pictures / "val" / "cat" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"cannot read the picture .*val/cat/0\.png"):
+    (pictures / "val" / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"cannot read the image .*val/cat/0\.png"):
         load_data(f"folder:{pictures}").test[0]
 
 
@@ -226,7 +226,7 @@ def test_whatever_a_decoder_raises_the_picture_is_named(pictures, monkeypatch, l
         raise error
 
     monkeypatch.setattr("PIL.Image.open", decoder)
-    with pytest.raises(UnreadablePicture, match=rf"cannot read the picture .*val/cat/0\.png: {error}"):
+    with pytest.raises(UnreadablePicture, match=rf"cannot read the image .*val/cat/0\.png: {error}"):
         load(str(pictures / "val" / "cat" / "0.png"))
 
 
@@ -275,7 +275,7 @@ def test_unreadable_pictures_are_tolerated(jpegs, split, how, monkeypatch):
     path = jpegs / split / "dog" / "0.jpg"
     BREAK[how](path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # the good ones have 2000, the "bomb" 20000
-    with pytest.raises(UnreadablePicture, match=rf"cannot read the picture .*{split}/dog/0\.jpg: ."):
+    with pytest.raises(UnreadablePicture, match=rf"cannot read the image .*{split}/dog/0\.jpg: ."):
         dataset[2]
     images, labels = next(iter(DataLoader(tolerant(dataset), batch_size=4)))
     assert labels.tolist() == [0, 0, UNREADABLE, 1]
@@ -472,7 +472,7 @@ def test_cifar10_as_image_files_is_prepared_as_cifar10_is(tmp_path):
 
 @pytest.fixture
 def unsplit(tmp_path) -> Path:
-    """Class folders of 10 and 5 pictures, as people have them."""
+    """Class folders of 10 and 5 images, as people have them."""
     write_pictures(tmp_path / "mine", ("cat",), count=10)
     write_pictures(tmp_path / "mine", ("dog",), count=5)
     return tmp_path / "mine"

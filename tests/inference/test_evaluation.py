@@ -45,7 +45,7 @@ class Numbered(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if index in self.unreadable:
-            raise UnreadablePicture(f"cannot read the picture {index}")
+            raise UnreadablePicture(f"cannot read the image {index}")
         return torch.full((3, 1, 1), float(index)), int(self.labels[index])
 
 
@@ -83,13 +83,13 @@ def test_unreadable_pictures_count_nowhere(workers, caplog):
 
 def test_too_many_unreadable_pictures_are_an_error():
     dataset = Numbered(30, tuple(range(10, 21)))
-    message = r"^11 pictures .* max_broken=10: sample 10, sample 11, sample 12, sample 13, sample 14, \.\.\.$"
+    message = r"^11 images .* max_broken=10: sample 10, sample 11, sample 12, sample 13, sample 14, \.\.\.$"
     with pytest.raises(ValueError, match=message):
         evaluate(Table(30), dataset, progress=False)
     assert evaluate(Table(30), dataset, max_broken=11, progress=False).n == 19
     with pytest.raises(ValueError, match="max_broken=0: sample 2"):
         evaluate(Table(30), Numbered(5, (2,)), max_broken=0, progress=False)
-    with pytest.raises(ValueError, match="none of the 3 pictures to evaluate on can be read: sample 0"):
+    with pytest.raises(ValueError, match="none of the 3 images to evaluate on can be read: sample 0"):
         evaluate(Table(30), Numbered(3, (0, 1, 2)), progress=False)
 
 
@@ -151,7 +151,7 @@ def test_any_number_of_processes_evaluates_as_one(processes, tmp_path):
     for name, (n, broken) in SETS.items():
         if name == "too broken":
             assert {results[name] for results in of_ranks} == {
-                "5 pictures to evaluate on cannot be read, more than max_broken=4: "
+                "5 images to evaluate on cannot be read, more than max_broken=4: "
                 "sample 0, sample 1, sample 13, sample 14, sample 22"
             }
             continue
@@ -167,7 +167,7 @@ def test_any_number_of_processes_evaluates_as_one(processes, tmp_path):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory) -> Path:
-    """A validation set of a tiny picture for each class, and none for training."""
+    """A validation set of a tiny image for each class, and none for training."""
     root = tmp_path_factory.mktemp("imagenet")
     colours = np.random.default_rng(0).integers(0, 256, (1000, 3))
     for wnid, colour in zip(sorted(IMAGENET_WNIDS), colours.tolist(), strict=True):
@@ -222,7 +222,7 @@ def test_a_result_s_way_into_the_table(small_checkpoint, imagenet, tmp_path, cap
     measured = [row["measured"] for row in rows if row["measured"]]
     assert [one["provenance"] for one in measured] == [result["provenance"]]
     row = next(line for line in format_table(rows).splitlines() if line.startswith("KAResNet50-L"))
-    assert row.endswith(f"{result['top1_error']:.2f} / {result['top5_error']:.2f} of 1,000 pictures at 8²")
+    assert row.endswith(f"{result['top1_error']:.2f} / {result['top5_error']:.2f} of 1,000 images at 8²")
     assert {path.name for path in details.iterdir()} == set(HEADERS)
 
 
@@ -291,7 +291,7 @@ def test_details_say_which_classes_and_which_pictures(small_checkpoint, imagenet
 
 
 def test_details_count(tmp_path):
-    """With several pictures of a class, and a class without any."""
+    """With several images of a class, and a class without any."""
     model, dataset = Table(6), Numbered(6)
     dataset.labels = torch.tensor([0, 0, 0, 0, 2, 2])
     with torch.no_grad():
@@ -310,14 +310,14 @@ def test_unreadable_pictures_are_named_by_the_command(small_checkpoint, imagenet
         os.link(imagenet / "val" / wnid / "ILSVRC2012_val_0.JPEG", tmp_path / "val" / wnid / "a.JPEG")
     broken = tmp_path / "val" / "n01440764" / "a.JPEG"
     broken.unlink()
-    broken.write_text("no picture")
+    broken.write_text("no image")
     assert evaluate_on_the_terminal(small_checkpoint, tmp_path, "--out", tmp_path / "a.json") == 0
     lines = capsys.readouterr().out.splitlines()
     assert "999 images" in lines[0]
     assert lines[1] == f"not counted, since unreadable: {broken}"
     assert json.loads((tmp_path / "a.json").read_text())["skipped"] == [str(broken)]
     assert evaluate_on_the_terminal(small_checkpoint, tmp_path, "--max-broken", 0) == 2
-    message = f"kaconv: error: 1 picture to evaluate on cannot be read, more than max_broken=0: {broken}\n"
+    message = f"kaconv: error: 1 image to evaluate on cannot be read, more than max_broken=0: {broken}\n"
     assert capsys.readouterr().err.endswith(message)
 
 

@@ -62,7 +62,7 @@ def test_unreadable_pictures_are_left_out(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(4):
                 Image.new("RGB", (8, 8), (200, 200, 200)).save(tmp_path / split / name / f"{number}.png")
-    (tmp_path / "train" / "dog" / "3.png").write_bytes(b"no picture")
+    (tmp_path / "train" / "dog" / "3.png").write_bytes(b"no image")
     data = load_data(f"folder:{tmp_path}", image_size=8)
     fresh = with_fresh_statistics(nn.BatchNorm2d(3), data, batch_size=8, seed=0)
     torch.testing.assert_close(fresh.running_mean, data.test[0][0].mean((1, 2)))
@@ -112,7 +112,7 @@ def test_the_error_does_not_depend_on_an_interruption_before_it(tmp_path, monkey
 
 @pytest.fixture(scope="module")
 def stale(tmp_path_factory) -> Path:
-    """A network that knows its two classes, with running statistics of other pictures."""
+    """A network that knows its two classes, with running statistics of other images."""
     folder = tmp_path_factory.mktemp("stale")
     for split in ("train", "val"):
         for name, colour in (("dark", 60), ("light", 190)):

@@ -24,7 +24,7 @@ PREPROCESSING = Preprocessing(8, 8, "bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
 
 @pytest.fixture(scope="module")
 def checkpoint_path(tmp_path_factory):
-    """A model that says which colour a picture has."""
+    """A model that says which colour an image has."""
     torch.manual_seed(0)
     model = create_model("resnet11_cifar", num_classes=3)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -46,7 +46,7 @@ def halves(left, right, mode="RGB", size=(20, 10)):
 
 
 def colours(image):
-    """Left and right of a picture's middle row."""
+    """Left and right of an image's middle row."""
     return [image.getpixel((x, image.height // 2)) for x in (2, image.width - 3)]
 
 
@@ -68,7 +68,7 @@ RED_BLUE = [(255, 0, 0), (0, 0, 255)]
         ("a.bmp", "RGB", {}),
         ("a.tiff", "RGB", {}),
         ("a.gif", "P", {}),
-        ("picture without a suffix", "RGB", {"format": "PNG"}),
+        ("image without a suffix", "RGB", {"format": "PNG"}),
     ],
 )
 def test_every_format_is_read(tmp_path, name, mode, options):
@@ -165,7 +165,7 @@ def bad_pictures(folder):
         noise.save(folder / name)
         (folder / name).write_bytes((folder / name).read_bytes()[: (folder / name).stat().st_size // 2])
     (folder / "empty.png").touch()
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     png16(folder / "bomb.png", 2, np.zeros((1, 1, 3)), size=(60_000, 60_000))
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "float.tiff")
     return {
@@ -190,7 +190,7 @@ def test_bad_pictures_are_named_and_the_others_done(tmp_path, checkpoint_path, c
         assert main(["predict", "--checkpoint", str(checkpoint_path), "--format", format, *paths]) == 1
     out, err = capsys.readouterr()
     for line, (name, message) in zip(err.splitlines(), bad.items(), strict=True):
-        assert line.startswith(f"kaconv: cannot read the picture {tmp_path / name}: ")
+        assert line.startswith(f"kaconv: cannot read the image {tmp_path / name}: ")
         assert message in line
     found = [r["path"] for r in json.loads(out)] if format == "json" else [r for r in out.splitlines() if r[0] != " "]
     assert found == paths[::2]
@@ -262,7 +262,7 @@ def test_a_strip_that_would_become_huge_is_refused(tmp_path, checkpoint_path):
 
 
 def test_damaged_pictures_never_stop_the_rest(tmp_path):
-    """Bytes changed at random: a picture, or an error that names the file."""
+    """Bytes changed at random: an image, or an error that names the file."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8))
     exif = Image.Exif()
@@ -280,7 +280,7 @@ def test_damaged_pictures_never_stop_the_rest(tmp_path):
                 outcomes.add(open_image(tmp_path / "a").mode)
             except ValueError as error:
                 outcomes.add(str(error).partition(": ")[0])
-    assert outcomes == {"RGB", f"cannot read the picture {tmp_path / 'a'}"}
+    assert outcomes == {"RGB", f"cannot read the image {tmp_path / 'a'}"}
 
 
 def test_odd_exif_data_do_not_matter(tmp_path):
@@ -293,14 +293,14 @@ def test_a_folder_stands_for_all_its_pictures(tmp_path, checkpoint_path, capsys)
     for name in ("b.png", "a.JPG", "sub/c.webp", ".hidden.png", ".thumbnails/d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (9, 9), "red").save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "sub" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
     argv = ["predict", "--checkpoint", str(checkpoint_path), "--format", "json", str(tmp_path)]
     assert main(argv) == 1
     out, err = capsys.readouterr()
     assert [r["path"] for r in json.loads(out)] == [str(tmp_path / name) for name in ("a.JPG", "b.png", "sub/c.webp")]
     heic = tmp_path / "sub" / "IMG_1.HEIC"
-    assert err == f"kaconv: cannot read the picture {heic}: it is in no known format; convert it to JPEG or PNG\n"
+    assert err == f"kaconv: cannot read the image {heic}: it is in no known format; convert it to JPEG or PNG\n"
     heic.unlink()
     assert main(argv) == 0
 
@@ -311,9 +311,9 @@ def test_a_folder_without_pictures_is_named_and_the_others_done(tmp_path, checkp
     paths = [str(tmp_path / "empty"), str(tmp_path / "a.png")]
     assert main(["predict", "--checkpoint", str(checkpoint_path), *paths]) == 1
     out, err = capsys.readouterr()
-    assert err == f"kaconv: there are no pictures in {tmp_path / 'empty'}\n"
+    assert err == f"kaconv: there are no images in {tmp_path / 'empty'}\n"
     assert out.startswith(paths[1])
-    with pytest.raises(FileNotFoundError, match="no pictures in"):
+    with pytest.raises(FileNotFoundError, match="no images in"):
         predict(load_checkpoint(checkpoint_path), paths)
 
 
@@ -324,7 +324,7 @@ def test_names_are_printed_without_their_escapes(tmp_path, capsys):
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, model, name="resnet11_cifar", classes=classes, preprocessing=preprocessing)
     Image.new("RGB", (9, 9)).save(tmp_path / "a\x1b[2J.png")
-    (tmp_path / "b\x1b[2J.png").write_text("no picture")
+    (tmp_path / "b\x1b[2J.png").write_text("no image")
     assert main(["predict", "--checkpoint", str(path), str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert not any(character in out + err for character in "\x1b\a\u202e")

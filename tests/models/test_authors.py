@@ -197,7 +197,7 @@ def test_outputs_are_the_authors(tmp_path, recorder, family, kind, revision, pre
     images = torch.randn(3, 3, 64, 64)
     expected = theirs(images)
     assert 0.1 < expected.std() < 100
-    assert (expected[0] - expected[1]).abs().max() > 0.01  # the pictures matter
+    assert (expected[0] - expected[1]).abs().max() > 0.01  # the images matter
     torch.testing.assert_close(checkpoint.model(images), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 

@@ -102,7 +102,7 @@ def guessing(tmp_path_factory):
 def test_nothing_is_claimed_of_a_network_that_guesses(guessing, name):
     result = json.loads((guessing / "out" / name / "metrics.json").read_text())
     assert result["status"] == "done", result["error"]
-    assert result["metrics"].keys() <= {"test error of the model (%)", "model", "networks", "test pictures"}
+    assert result["metrics"].keys() <= {"test error of the model (%)", "model", "networks", "test images"}
     assert not {"model", "models", "epochs", "lr", "image_size", "runs"} & result["parameters"].keys()
     tree = BeautifulSoup((guessing / "out" / name / "index.html").read_text(), "html.parser")
     first_headings = [heading.get_text() for heading in tree.main.find_all("h2")]

@@ -126,7 +126,7 @@ def test_measured_results_are_shown(tmp_path):
 def test_a_result_of_another_protocol_says_so(tmp_path):
     (tmp_path / "small.json").write_text(json.dumps(result() | {"n": 1000, "image_size": 64}))
     row = table_row(TABLE[0], read_results(tmp_path)["resnet50"])
-    assert "24.00 / 7.00 of 1,000 pictures at 64²" in format_table([row])
+    assert "24.00 / 7.00 of 1,000 images at 64²" in format_table([row])
     (tmp_path / "small.json").write_text(json.dumps(result() | {"protocol": "checkpoint"}))
     row = table_row(TABLE[0], read_results(tmp_path)["resnet50"])
     assert "24.00 / 7.00, prepared otherwise than in the paper" in format_table([row])

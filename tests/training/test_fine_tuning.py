@@ -33,7 +33,7 @@ def weights(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> str:
-    """Three classes, whose pictures differ in colour, without splits."""
+    """Three classes, whose images differ in colour, without splits."""
     folder = tmp_path_factory.mktemp("pictures")
     for name, colour in (("apple", "red"), ("leaf", "green"), ("sky", "blue")):
         (folder / name).mkdir()

@@ -323,7 +323,7 @@ def test_unreadable_pictures_are_named_and_passed_over(tmp_path, caplog):
     assert caplog.text.count(f"{broken} cannot be read and is passed over") == config.epochs
     counted = [epoch["train_error"] * 15 / 100 for epoch in run.history]  # errors among the 15 others
     assert counted == pytest.approx([round(errors) for errors in counted])
-    with pytest.raises(ValueError, match=rf"^1 picture in epoch 1 cannot be read, more than max_broken=0: {broken}$"):
+    with pytest.raises(ValueError, match=rf"^1 image in epoch 1 cannot be read, more than max_broken=0: {broken}$"):
         fit(replace(config, out=str(tmp_path / "b"), max_broken=0), progress=False)
     assert not (tmp_path / "b" / "last.safetensors").exists()
 

@@ -57,7 +57,7 @@ def test_summary_and_comparison(runs):
     assert light["test_error"] == 5
     assert plain["seed_interval"] == t_interval([1, 2, 3])
     assert plain["picture_interval"] == wilson_interval(2, plain["test_pictures"])
-    assert (plain["train_seconds"], light["train_seconds"]) == (1, 2)  # 96 training pictures
+    assert (plain["train_seconds"], light["train_seconds"]) == (1, 2)  # 96 training images
     (row,) = compare([plain, light], PLAIN)
     assert row["difference"] == 3
     assert row["difference_interval"] == welch_interval([4, 4, 7], [1, 2, 3])

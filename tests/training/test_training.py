@@ -140,7 +140,7 @@ def test_workers_are_seeded_too(tmp_path):
 
 
 def first_epoch(config: TrainConfig, monkeypatch, *, augmented: bool) -> torch.Tensor:
-    """The pictures of the first epoch as the model gets them."""
+    """The images of the first epoch as the model gets them."""
     batches = []
 
     def watched(*args, **kwargs):
@@ -163,7 +163,7 @@ def first_epoch(config: TrainConfig, monkeypatch, *, augmented: bool) -> torch.T
 def test_the_order_of_the_pictures_depends_on_the_seed(tmp_path, monkeypatch):
     configs = [config_for(tmp_path / str(seed), seed=seed, epochs=1, batch_size=25) for seed in (0, 1)]
     one, other = (first_epoch(config, monkeypatch, augmented=False) for config in configs)
-    assert torch.equal(one.sum((1, 2, 3)).sort().values, other.sum((1, 2, 3)).sort().values)  # the same pictures
+    assert torch.equal(one.sum((1, 2, 3)).sort().values, other.sum((1, 2, 3)).sort().values)  # the same images
     assert not torch.equal(one, other)
 
 
@@ -296,11 +296,11 @@ def test_a_truncated_summary_is_no_end(tmp_path, run):
 
 def test_a_folder_of_a_failed_first_epoch_is_taken_over(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
-        raise ValueError("cannot read the picture")
+        raise ValueError("cannot read the image")
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "evaluate", broken)
-        with pytest.raises(ValueError, match="cannot read the picture"):
+        with pytest.raises(ValueError, match="cannot read the image"):
             fit(config_for(tmp_path / "a", lr=0.2), progress=False)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["config.yaml"]
     run = fit(config_for(tmp_path / "a", epochs=1), progress=False)
@@ -336,7 +336,7 @@ import os, sys, time
 from pathlib import Path
 from kaconv.training.run import holding
 with holding(Path(sys.argv[1])) as held:
-    if os.fork() == 0:  # as a process that loads pictures
+    if os.fork() == 0:  # as a process that loads images
         time.sleep(60)
     print(held, flush=True)
     time.sleep(60)
@@ -433,7 +433,7 @@ def test_half_written_files_of_a_killed_training_go(tmp_path, run):
         ({"attention_warmup_epochs": 2}, r"attention_warmup_epochs must be less than epochs \(2\), got 2"),
         ({"accumulation": 0}, "accumulation must be"),
         ({"accumulation": 3}, r"batch_size must be a multiple of processes x accumulation \(1 x 3\).*got 32"),
-        ({"accumulation": 32}, "with 2 pictures for each part"),
+        ({"accumulation": 32}, "with 2 images for each part"),
         ({"lr_batch_size": 0}, "lr_batch_size must be a whole number from 1 to 1048576, or None, got 0"),
         ({"nesterov": "yes"}, "nesterov must be true or false, got 'yes'"),
         ({"ema_decay": 1.0}, r"ema_decay must be a number in \[0, 1\), got 1.0"),
