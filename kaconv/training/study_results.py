@@ -1,10 +1,10 @@
 """Progress of a study, its results with their provenance, and their summary over the seeds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, stdev
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from scipy import optimize, stats
@@ -25,14 +25,68 @@ DONE, RUNNING, INTERRUPTED, NOT_BEGUN, NOT_RUN = "done", "running", "interrupted
 # How far it has come ------------------------------------------------------------------------------------------------
 
 
-def study_status(trainings: Sequence[Training]) -> list[dict]:
-    """A dict per training; nothing is trained or written.
+class StatusRow(TypedDict):
+    """How far one training of a study is.
 
-    model, variant, seed; state (done, running, interrupted or not begun; running: a process holds its lock); epoch
-    (the last whole one), epochs; test_error and test_top5_error of that epoch (None before the first), in percent
-    (the latter None also for five classes or fewer);
-    seconds_left, from the measured epochs of that model and variant, of any seed (None where there are none).
+    - state: done, running (a process holds its lock), interrupted or not begun
+    - epoch: the last whole one, of epochs
+    - test_error, test_top5_error: of that epoch, in percent; None before the first, the latter also for five classes or
+      fewer
+    - seconds_left: from the measured epochs of that model and variant, of any seed; None where there are none
     """
+
+    model: str
+    variant: str
+    seed: int
+    state: str
+    epoch: int
+    epochs: int
+    test_error: float | None
+    test_top5_error: float | None
+    seconds_left: float | None
+
+
+class SummaryRow(TypedDict):
+    """Finished runs of one model and variant of a study.
+
+    - test_errors: percent, one per seed, of the last epoch: the best would be chosen by the test images
+    - test_error: their mean; test_error_interval: Student's 95 % over seeds, None for a single one
+    - seconds_per_epoch, images_per_second: medians over seeds
+    """
+
+    model: str
+    variant: str
+    seeds: list[int]
+    test_errors: list[float]
+    test_error: float
+    test_error_interval: tuple[float, float] | None
+    params: int
+    seconds_per_epoch: float
+    images_per_second: float
+
+
+class DifferenceRow(TypedDict):
+    """A model's and variant's test error minus that of the study's first model, paired by seed.
+
+    - baseline_variant: the variant of the first model that it is compared with
+    - seeds: those that both have
+    - differences: percentage points, one per seed; negative is better
+    - difference: their mean; difference_interval: Student's 95 % over seeds, None for a single one
+    - detectable_difference: see `detectable_difference`
+    """
+
+    model: str
+    variant: str
+    baseline_variant: str
+    seeds: list[int]
+    differences: list[float]
+    difference: float
+    difference_interval: tuple[float, float] | None
+    detectable_difference: float | None
+
+
+def study_status(trainings: Sequence[Training]) -> list[StatusRow]:
+    """The state of each training of a study; nothing is trained or written."""
     found = [(training, _load(training)) for training in trainings]
     costs = {
         key: median(epoch["seconds"] for epoch in epochs)
@@ -42,7 +96,7 @@ def study_status(trainings: Sequence[Training]) -> list[dict]:
     return [_status(training, run, costs.get(_key(training))) for training, run in found]
 
 
-def format_status(rows: Sequence[dict], jobs: int = 1) -> str:
+def format_status(rows: Sequence[StatusRow], jobs: int = 1) -> str:
     """The table of `study_status`, how many trainings are in which state, and the time left with `jobs` at a time."""
     width = max(len(_title(row)) for row in rows)
     has_top5 = any(row["test_top5_error"] is not None for row in rows)
@@ -61,7 +115,7 @@ def format_status(rows: Sequence[dict], jobs: int = 1) -> str:
     return "\n".join(lines)
 
 
-def time_left(rows: Sequence[dict], jobs: int = 1) -> str:
+def time_left(rows: Sequence[StatusRow], jobs: int = 1) -> str:
     """A sentence of how long the rest takes at the measured cost of an epoch, with `jobs` trainings at a time."""
     unmeasured = sorted({_title(row) for row in rows if row["seconds_left"] is None})
     measured = sum(row["seconds_left"] or 0 for row in rows) / jobs
@@ -80,12 +134,15 @@ def format_seconds(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _status(training: Training, run: Run | None, epoch_seconds: float | None) -> dict:
+def _status(training: Training, run: Run | None, epoch_seconds: float | None) -> StatusRow:
     done = len(run.history) if run else 0
     last = run.history[-1] if run and done else {}
     left = training.config.epochs - done
     finished = run is not None and run.finished
-    return _names(training) | {
+    return {
+        "model": training.model,
+        "variant": training.variant,
+        "seed": training.seed,
         "state": _state(run),
         "epoch": done,
         "epochs": training.config.epochs,
@@ -220,18 +277,13 @@ def _without_place(data: str) -> str:
 # What they say ------------------------------------------------------------------------------------------------------
 
 
-def summarise_results(results: dict) -> list[dict]:
-    """A dict per model and variant with finished runs.
-
-    model, variant, seeds; test_errors (percent, of the last epoch: the best would be chosen by the test images), one
-    per seed; test_error, their mean; test_error_interval, Student's 95 % over seeds, None for a single one; params;
-    seconds_per_epoch and images_per_second, medians over seeds.
-    """
+def summarise_results(results: Mapping[str, Any]) -> list[SummaryRow]:
+    """Summarise a study's results: a row per model and variant with finished runs."""
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in results["runs"]:
         if row["state"] == DONE:
             groups.setdefault((row["variant"], row["model"]), []).append(row)
-    rows = []
+    rows: list[SummaryRow] = []
     for (variant, model), group in groups.items():
         group.sort(key=lambda row: row["seed"])
         errors = [row["last"]["test_error"] for row in group]
@@ -251,20 +303,15 @@ def summarise_results(results: dict) -> list[dict]:
     return rows
 
 
-def paired_differences(results: dict) -> list[dict]:
-    """Each model's and variant's test error minus that of the study's first model, seed by seed.
+def paired_differences(results: Mapping[str, Any]) -> list[DifferenceRow]:
+    """Compare with a study's first model, seed by seed: a row for each that shares a finished seed with it.
 
     The first model's runs are those of the same variant, or where that variant is not for it, of the first that is.
-
-    Returns:
-        A dict for each that shares a finished seed with the first model: model, variant, baseline_variant, seeds (those
-        that both have); differences (percentage points, negative is better), one per seed; difference, their mean;
-        difference_interval, Student's 95 % over seeds, None for a single one; and detectable_difference, see there.
     """
     summary = summarise_results(results)
     baseline = results["study"]["models"][0]
     plain = {row["variant"]: row for row in summary if row["model"] == baseline}
-    rows = []
+    rows: list[DifferenceRow] = []
     for row in summary:
         reference = plain.get(row["variant"]) or next(iter(plain.values()), None)
         if row["model"] == baseline or reference is None:
@@ -340,7 +387,7 @@ def _interval(interval: Sequence[float] | None) -> str:
     return "[a single seed]" if interval is None else f"[{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def _seeds(row: dict) -> str:
+def _seeds(row: Mapping[str, Any]) -> str:
     return f"{len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''}"
 
 
@@ -360,5 +407,5 @@ def _key_of(row: dict) -> tuple[str, str, int]:
     return row["variant"], row["model"], row["seed"]
 
 
-def _title(row: dict) -> str:
+def _title(row: Mapping[str, Any]) -> str:
     return printable(row["model"] if row["variant"] == PLAIN_VARIANT else f"{row['model']} {row['variant']}")
