@@ -26,7 +26,7 @@ DONE, RUNNING, INTERRUPTED, NOT_BEGUN, NOT_RUN = "done", "running", "interrupted
 
 
 class StatusRow(TypedDict):
-    """How far one training of a study is.
+    """The progress of one training of a study.
 
     - state: done, running (a process holds its lock), interrupted or not begun
     - epoch: the last whole one, of epochs
