@@ -103,8 +103,8 @@ def format_status(rows: Sequence[StatusRow], jobs: int = 1) -> str:
     top5 = "  top-5 %" if has_top5 else ""
     lines = [f"{'training':{width}}  seed  state        epoch    top-1 %{top5}  time left"]
     for row in rows:
-        names = ("test_error", "test_top5_error") if has_top5 else ("test_error",)
-        errors = "  ".join(f"{_number(row[name]):>7}" for name in names)
+        shown = [row["test_error"], row["test_top5_error"]][: 2 if has_top5 else 1]
+        errors = "  ".join(f"{_number(error):>7}" for error in shown)
         left = "-" if row["state"] == DONE else format_seconds(row["seconds_left"])
         lines.append(
             f"{_title(row):{width}}  {row['seed']:4}  {row['state']:11}  {row['epoch']:3}/{row['epochs']:<3}  "
