@@ -22,6 +22,7 @@ from kaviz.figures import attach_data
 from kaviz.plots.attention_maps import check_classes, class_places
 from kaviz.plots.map_grid import (
     FEW_LAYERS,
+    below,
     choose_apart,
     draw_position_means,
     ends,
@@ -101,9 +102,9 @@ def plot_deviation(
         reference: as in `plot_input_dependence`.
     """
     records = _named(record, reference)
-    below = position_means_height(len(records), len(record.layers))
-    figure = canvas(ax, (WIDTH, 4.2 + below))
-    top, bottom = split(figure, 2, 1, height_ratios=[4.2, below])
+    heights = [4.2, position_means_height(len(records), len(record.layers))]
+    figure = canvas(ax, (WIDTH, sum(heights)))
+    top, bottom = split(figure, 2, 1, height_ratios=heights)
     left, right = top.subplots(1, 2)
     frames = [_draw_entropy(left, record, reference)]
     frames.append(_draw_boxes(right, _by_layer(_strongest, record, reference), "strongest position × k²"))
@@ -157,7 +158,7 @@ def plot_class_distances(
         axes.tick_params(length=0)
     for axes in grid.flat[len(distances) :]:
         axes.set_axis_off()
-    bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=grid, location="bottom", shrink=0.6, aspect=40)
+    bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=grid, **below(figure, shrink=0.6, aspect=40))
     bar.set_label(f"total variation distance, 0 to {ends(scale)[1]:.2g}", fontsize="small")
     title = "Distance between the classes' mean maps, mean over the channels"
     if len(chosen) < len(classes) and not only:
