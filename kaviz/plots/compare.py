@@ -300,7 +300,8 @@ def _difference_figure(
             text = fit(f"{letter}: {name}", wide, "x-small", 4)
             axes.set_title(text, fontsize="x-small", fontweight="normal", loc="center")
         third.set_title("A − B", fontsize="x-small", fontweight="normal", loc="center")
-        third.text(0.5, 0.5, fit(heading, wide), transform=third.transAxes, fontsize="small", ha="center", va="center")
+        place: dict[str, Any] = {"transform": third.transAxes, "ha": "center", "va": "center"}
+        third.text(0.5, 0.5, fit(heading, wide, "x-small", 5), fontsize="x-small", **place)
     for line, row in zip(grid[1:], rows, strict=True):
         for block, (name, triple) in enumerate(row):
             for axes, (shown, panel) in zip(line[4 * block :], triple.items(), strict=False):

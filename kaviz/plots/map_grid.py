@@ -23,7 +23,7 @@ _CELL = 0.85  # inches: largest side of a map
 _TALLEST = 8.0  # inches: rows that would need more become smaller
 FEW_LAYERS = 6  # their names fit above maps of a full-width figure, and numbers into the maps
 MOST_CELLS_WITH_NUMBERS = 9
-ROW_NAMES = 1.2  # inches for a row's name, before it is broken into lines
+ROW_NAMES = 1.35  # inches for a row's name, before it is broken into lines
 _BAR_GAP = 0.15  # inches
 _EPSILON = 1e-12  # half the width of a scale of values that are all the same
 
@@ -258,7 +258,8 @@ def draw_map(axes: Axes, values: np.ndarray, norm: Normalize, *, numbers: bool =
         write_numbers(axes, image, [f"{100 * value:.0f}" for value in values.flat])
     else:  # the colours of both ends look alike in grey print
         rows, columns = np.nonzero(values >= _dotted(norm))
-        axes.plot(columns, rows, ".", color="black", markersize=3)
+        rim: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}  # seen on the darkest red
+        axes.plot(columns, rows, "o", color="black", markersize=2.5, **rim)
     frame(axes)
 
 
