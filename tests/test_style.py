@@ -36,11 +36,12 @@ def test_a_legend_takes_as_many_columns_as_there_is_room_for():
     assert legend_columns(["a very long label " * 4] * 3, 8, "small") == 1
 
 
-def test_a_legend_in_columns_of_unequal_height_stays_within_its_figure():
+@pytest.mark.parametrize("inches", [6, 6.5, 7, 7.5, 8])
+def test_a_legend_in_columns_of_unequal_height_stays_within_its_figure(inches):
     # Five entries in four columns: matplotlib lays them 2, 1, 1, 1.
     labels = ["features.1.conv.1.module", "features.17.conv.1.module", "untrained, mean over layers (up to 20.8)"]
     handles = [Line2D([], [], label=label) for label in [*labels, "another of its class", "another picture"]]
-    figure = Figure(figsize=(8, 2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(inches, 2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     place_legend(figure, handles, "outside lower center")
     figure.draw_without_rendering()

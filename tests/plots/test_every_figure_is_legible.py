@@ -285,7 +285,7 @@ FIGURES = {
     "plot_channel_maps of 5×7": lambda: plots.plot_channel_maps(
         record(LARGE, layers=1), LAYERS[0], range(4), range(4), IMAGES[:4], FILES[:4]
     ),
-    "plot_channel_range": lambda: plots.plot_channel_range(record()),
+    "plot_channel_range": lambda: plots.plot_channel_range(record(layers=6)),
     "plot_class_distances": lambda: plots.plot_class_distances(record(), CLASSES),
     "plot_class_distances of 1000": lambda: plots.plot_class_distances(*many_classes()),
     "plot_class_maps": lambda: class_figure(record(), CLASSES),
@@ -320,7 +320,7 @@ FIGURES = {
         IMAGES[0], np.random.default_rng(0).normal(size=(8, 3, 3)), channel_names()
     ),
     "plot_picture_maps": lambda: plots.plot_picture_maps(record(), 0, IMAGES[0], FILES[0]),
-    "plot_picture_maps of 5×7": lambda: plots.plot_picture_maps(record(LARGE), 0, IMAGES[0], FILES[0]),
+    "plot_picture_maps of 5×7": lambda: plots.plot_picture_maps(record(LARGE, layers=6), 0, IMAGES[0], FILES[0]),
     "plot_position_maps": position_maps,
     "plot_position_maps of 5×7": large_position_maps,
     "plot_position_shares": lambda: plots.plot_position_shares(shares(), LAYERS[::4]),
