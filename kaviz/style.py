@@ -24,6 +24,7 @@ DIVERGING = "RdBu_r"  # attention around 1/k², attributions around 0; always wi
 
 _MOST_DESCRIBED = 6  # panels and labels of a figure in its description
 _LONGEST = 200  # letters of a name of which all are looked at
+_HINTED = 1.07  # by how much letters on a screen, moved to whole pixels, are wider than their outlines
 
 WIDTH = 8.0  # inches: a full-width figure, as wide as a report's text column
 
@@ -111,6 +112,11 @@ def inches_wide(figure: Figure | SubFigure) -> float:
     return figure.bbox.width / figure.figure.dpi
 
 
+def inches_high(figure: Figure | SubFigure) -> float:
+    """Height of a figure, or of a part of one."""
+    return figure.bbox.height / figure.figure.dpi
+
+
 def place_legend(
     figure: Figure | SubFigure,
     handles: Iterable[Artist],
@@ -127,8 +133,7 @@ def legend_columns(labels: Sequence[str], inches: float, size: str) -> int:
     """The most columns of a legend, filled from above, that fit into a width; 1 where not even these do."""
     widths = [max(_width(line, _points(size)) for line in label.split("\n")) for label in labels]
     for columns in range(len(labels), 1, -1):
-        tall = -(-len(labels) // columns)
-        full = sum(max(widths[start : start + tall]) for start in range(0, len(labels), tall))
+        full = sum(max(part) for part in np.array_split(widths, columns))  # the first are the taller ones
         if full + columns * 5 * _points(size) / 72 <= inches:  # 5: handle, its padding and the gap, in letters
             return columns
     return 1
@@ -139,8 +144,8 @@ def _points(size: str) -> float:
 
 
 def _width(text: str, points: float) -> float:
-    """Inches that a line of text takes."""
-    return sum(_advance(letter) for letter in text) * points / 72
+    """Inches that a line of text takes, at most."""
+    return _HINTED * sum(_advance(letter) for letter in text) * points / 72
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,9 @@
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from kaviz.style import fit, legend_columns, signed
+from kaviz.style import fit, legend_columns, place_legend, signed
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,24 @@ def test_a_dollar_in_a_name_is_no_formula():
 def test_a_legend_takes_as_many_columns_as_there_is_room_for():
     assert legend_columns(["a", "b", "c"], 8, "small") == 3
     assert legend_columns(["a very long label " * 4] * 3, 8, "small") == 1
+
+
+@pytest.mark.parametrize("inches", [6, 6.5, 7, 7.5, 8])
+def test_a_legend_in_columns_of_unequal_height_stays_within_its_figure(inches):
+    # Five entries in four columns: matplotlib lays them 2, 1, 1, 1.
+    labels = ["features.1.conv.1.module", "features.17.conv.1.module", "untrained, mean over layers (up to 20.8)"]
+    handles = [Line2D([], [], label=label) for label in [*labels, "another of its class", "another picture"]]
+    figure = Figure(figsize=(inches, 2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    place_legend(figure, handles, "outside lower center")
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_the_letters_of_a_screen_fit_into_the_place_of_a_name():
+    text = "another picture of its class"
+    figure = Figure(dpi=110)
+    FigureCanvasAgg(figure)
+    inches = figure.text(0, 0, text, fontsize="small").get_window_extent().width / 110
+    assert fit(text, inches - 0.01).count("\n") == 1

@@ -22,6 +22,7 @@ from kaviz.figures import attach_data
 from kaviz.plots.attention_maps import check_classes, class_places
 from kaviz.plots.map_grid import (
     FEW_LAYERS,
+    below,
     choose_apart,
     draw_position_means,
     ends,
@@ -32,6 +33,7 @@ from kaviz.plots.map_grid import (
 from kaviz.style import SEQUENTIAL, VARIANT_COLORS, WIDTH, canvas, fit, place_legend, split
 
 _GROUP_COLORS = {"trained": VARIANT_COLORS["L"], "untrained": "#CCCCCC"}
+_EVEN: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": ":"}  # the line of uniform attention
 _PERCENTILES = {"whislo": 5, "q1": 25, "med": 50, "q3": 75, "whishi": 95}
 _MOST_CLASSES = 12  # whose names can be read along an axis of a small matrix
 
@@ -84,7 +86,7 @@ def plot_entropy(
     """
     figure = canvas(ax, (WIDTH, 3.4))
     frame = _draw_entropy(figure.subplots(), record, reference)
-    _legend(figure, 1 if reference is None else 2)
+    _legend(figure, 1 if reference is None else 2, even=True)
     return attach_data(figure, frame)
 
 
@@ -101,17 +103,17 @@ def plot_deviation(
         reference: as in `plot_input_dependence`.
     """
     records = _named(record, reference)
-    below = position_means_height(len(records), len(record.layers))
-    figure = canvas(ax, (WIDTH, 4.2 + below))
-    top, bottom = split(figure, 2, 1, height_ratios=[4.2, below])
+    heights = [4.2, position_means_height(len(records), len(record.layers))]
+    figure = canvas(ax, (WIDTH, sum(heights)))
+    top, bottom = split(figure, 2, 1, height_ratios=heights)
     left, right = top.subplots(1, 2)
     frames = [_draw_entropy(left, record, reference)]
     frames.append(_draw_boxes(right, _by_layer(_strongest, record, reference), "strongest position × k²"))
-    _mark_even(right, "no preference")
+    right.axhline(1, **_EVEN)
     right.set_ylim(bottom=0)
     right.set_ylabel("attention × k²")
     right.set_title("What the strongest position gets")
-    _legend(top, len(records))
+    _legend(top, len(records), even=True)
     means = {
         name: {layer: source.mean(layer).mean(axis=-1) for layer in record.layers} for name, source in records.items()
     }
@@ -150,14 +152,14 @@ def plot_class_distances(
         axes.set_title(fit(layer, 0.7 * WIDTH / columns), fontsize="small")
         if short and len(named) > 2:
             axes.set_xlabel(_extreme_pairs(matrix, named), fontsize="x-small")
-        lowest = place + columns >= len(distances)
+        lowest = place >= columns * (rows - 1)  # not below each column: names would push the last row away
         names = [fit(name, 1.1, "x-small", 2) for name in named] if lowest else []
         axes.set_xticks(range(len(named))[: len(names)], names, fontsize="x-small", rotation=0 if short else 90)
         axes.set_yticks(range(len(named)), [fit(name, 1.3, "x-small", 1) for name in named], fontsize="x-small")
         axes.tick_params(length=0)
     for axes in grid.flat[len(distances) :]:
         axes.set_axis_off()
-    bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=grid, location="bottom", shrink=0.6, aspect=40)
+    bar = figure.colorbar(ScalarMappable(scale, SEQUENTIAL), ax=grid, **below(figure, shrink=0.6, aspect=40))
     bar.set_label(f"total variation distance, 0 to {ends(scale)[1]:.2g}", fontsize="small")
     title = "Distance between the classes' mean maps, mean over the channels"
     if len(chosen) < len(classes) and not only:
@@ -234,7 +236,7 @@ def _offsets(groups: int) -> list[float]:
 
 def _draw_entropy(axes: Axes, record: AttentionRecord, reference: AttentionRecord | None) -> pd.DataFrame:
     frame = _draw_boxes(axes, _by_layer(AttentionRecord.entropy, record, reference), "entropy / log k²")
-    _mark_even(axes, "uniform: 1/k² at every position", below=True)
+    axes.axhline(1, **_EVEN)
     axes.set_ylim(top=1.04)
     axes.set_ylabel("entropy / log k²")
     axes.set_title("How even the maps are")
@@ -276,13 +278,6 @@ def _share_frame(shares: Groups) -> pd.DataFrame:
     )
 
 
-def _mark_even(axes: Axes, text: str, below: bool = False) -> None:
-    axes.axhline(1, color="black", linewidth=1, linestyle=":")
-    style: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": "small"}
-    style["va"] = "top" if below else "bottom"
-    axes.annotate(text, (1, 1), (-2, -3 if below else 3), xycoords=("axes fraction", "data"), **style)
-
-
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
     few = len(layers) <= 3
     axes.set_xticks(range(len(layers)), layers, fontsize="x-small" if few else "small", rotation=0 if few else 90)
@@ -291,10 +286,12 @@ def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Figure | SubFigure, groups: int) -> None:
+def _legend(figure: Figure | SubFigure, groups: int, even: bool = False) -> None:
     handles: list[Artist] = [
         Patch(facecolor=color, edgecolor="black", label=f"{name} model")
         for name, color in list(_GROUP_COLORS.items())[:groups]
     ]
+    if even:
+        handles.append(Line2D([], [], label="1/k² at every position", **_EVEN))
     handles.append(Line2D([], [], linestyle="none", label="box: middle half, whiskers: 5th to 95th percentile"))
     place_legend(figure, handles, "outside upper center")

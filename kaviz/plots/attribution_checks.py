@@ -9,6 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from kaconv.utils.intervals import t_interval
+from kaviz.plots.map_grid import frame
 from kaviz.style import DIVERGING, VARIANT_COLORS, VARIANT_LABELS, VARIANT_MARKERS, WIDTH
 
 _OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -55,8 +56,7 @@ def plot_attention_and_use(
         for column, layer in enumerate(layers):
             axes = figure.add_subplot(spec[row, column])
             image = axes.imshow(maps[layer], norm=Normalize(-reach, reach), cmap=DIVERGING)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            frame(axes)
             if column == 0:
                 axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
             top.append(axes)

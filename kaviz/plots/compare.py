@@ -24,6 +24,7 @@ from kaviz.plots.map_grid import (
     Panel,
     Scale,
     attention_bar,
+    below,
     check_layer,
     column_width,
     difference_bar,
@@ -58,6 +59,7 @@ _TITLES = {  # of columns of `statistics_frame`
 }
 _ERROR = "test error (%)"
 _MOST_LAYERS = 8  # of a difference, where none are named
+_SHORT_NAME = 12  # letters of a name that can lean below its panel
 
 Triple = Mapping[str, Panel]  # "A", "B" and "A − B"
 
@@ -144,9 +146,9 @@ def plot_variants(records: Mapping[str, Sequence[AttentionRecord]], ax: Axes | N
     layers = every[0].layers
     frames = {model: _statistics(dict(enumerate(own))) for model, own in records.items()}
     table = pd.concat(frames, names=["model", "run", "layer"])
-    below = position_means_height(len(records), len(layers))
-    figure = canvas(ax, (WIDTH, 4.4 + below))
-    top, bottom = split(figure, 2, 1, height_ratios=[4.4, below])
+    heights = [4.4, position_means_height(len(records), len(layers))]
+    figure = canvas(ax, (WIDTH, sum(heights)))
+    top, bottom = split(figure, 2, 1, height_ratios=heights)
     style: dict[str, Any]
     for axes, (name, title) in zip(top.subplots(1, len(_TITLES)), _TITLES.items(), strict=True):
         for model in records:
@@ -155,11 +157,11 @@ def plot_variants(records: Mapping[str, Sequence[AttentionRecord]], ax: Axes | N
             style = {"color": VARIANT_COLORS[variant], "marker": VARIANT_MARKERS[variant]}
             axes.plot(values.to_numpy(), linestyle="none", markerfacecolor="white", markersize=4, **style)
             axes.plot(values.mean(axis=1).to_numpy(), VARIANT_LINES[variant], linewidth=2, label=model, **style)
-        slope = 30 if len(layers) <= FEW_LAYERS else 90
+        slope = 30 if len(layers) <= FEW_LAYERS and max(map(len, layers)) <= _SHORT_NAME else 90
         tilted: dict[str, Any] = {"rotation": slope, "ha": "right", "va": "center", "rotation_mode": "anchor"}
         axes.set_xticks(range(len(layers)), layers, fontsize="small", **tilted)
         axes.margins(x=0.1)
-        _finish(axes, title, name)
+        _finish(axes, fit(title, 0.25 * WIDTH, "medium"), name)
     handles, _ = axes.get_legend_handles_labels()
     if len(every) > len(records):
         handles.append(Line2D([], [], color="0.4", marker="o", mfc="white", ms=4, ls="none", label="small: each seed"))
@@ -298,7 +300,8 @@ def _difference_figure(
             text = fit(f"{letter}: {name}", wide, "x-small", 4)
             axes.set_title(text, fontsize="x-small", fontweight="normal", loc="center")
         third.set_title("A − B", fontsize="x-small", fontweight="normal", loc="center")
-        third.text(0.5, 0.5, fit(heading, wide), transform=third.transAxes, fontsize="small", ha="center", va="center")
+        place: dict[str, Any] = {"transform": third.transAxes, "ha": "center", "va": "center"}
+        third.text(0.5, 0.5, fit(heading, wide, "x-small", 5), fontsize="x-small", **place)
     for line, row in zip(grid[1:], rows, strict=True):
         for block, (name, triple) in enumerate(row):
             for axes, (shown, panel) in zip(line[4 * block :], triple.items(), strict=False):
@@ -308,8 +311,8 @@ def _difference_figure(
             line[4 * block].set_ylabel(fit(name, ROW_NAMES), rotation=0, ha="right", va="center", fontsize="small")
     sizes = {values.size for values in maps}
     # Below the first and the last block, so that nothing of the width is lost.
-    attention_bar(figure, scale, sizes, ax=grid[1:, :3], location="bottom")
-    difference_bar(figure, apart, sizes, ax=grid[1:, -3:], location="bottom")
+    attention_bar(figure, scale, sizes, ax=grid[1:, :3], **below(figure))
+    difference_bar(figure, apart, sizes, ax=grid[1:, -3:], **below(figure))
     figure_title(figure, title)
     return attach_data(figure, map_frame(panels))
 

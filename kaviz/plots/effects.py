@@ -22,6 +22,7 @@ from kaviz.plots.map_grid import (
     ROW_NAMES,
     Scale,
     attention_bar,
+    below,
     draw_map,
     ends,
     figure_title,
@@ -161,7 +162,7 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
     costs = PowerNorm(0.5, 0, max(1e-9, *(values.max() for values in cost.values())), clip=True)
     columns = 2 * len(models)
     side = min(1.25, 0.8 * WIDTH / columns, max(0.8, 12 / len(layers)))
-    figure = canvas(ax, (min(WIDTH, columns * (side + 0.5) + 1.4), len(layers) * (side + 0.1) + 2.8))
+    figure = canvas(ax, (min(WIDTH, columns * (side + 0.5) + 1.4), len(layers) * (side + 0.1) + 2.1))
     grid = figure.subplots(len(layers), columns, squeeze=False)
     for line, layer in zip(grid, layers, strict=True):
         for axes in line:
@@ -175,7 +176,7 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
                 _draw_costs(line[2 * place + 1], cost[key], costs)
         line[0].set_ylabel(fit(layer, ROW_NAMES), rotation=0, ha="right", va="center", fontsize="small")
     for place, model in enumerate(models):
-        name = fit(f"{model}\nmean attention", side, "x-small")
+        name = fit(f"{model}\nmean attention", side + 0.3, "x-small")
         grid[0, 2 * place].set_title(name, fontsize="x-small", loc="center")
         cost_title = fit("cost of removal", side, "x-small")
         grid[0, 2 * place + 1].set_title(cost_title, fontsize="x-small", fontweight="normal", loc="center")
@@ -186,10 +187,10 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
         sizes,
         dots=max(sizes) > MOST_CELLS_WITH_NUMBERS,
         ax=grid[:, : len(models)],
-        location="bottom",
-        aspect=25,
+        **below(figure, aspect=25),
     )
-    bar = figure.colorbar(ScalarMappable(costs, SEQUENTIAL), ax=grid[:, len(models) :], location="bottom", aspect=25)
+    place_of_costs = below(figure, aspect=25)
+    bar = figure.colorbar(ScalarMappable(costs, SEQUENTIAL), ax=grid[:, len(models) :], **place_of_costs)
     bar.set_label("fall of the true class's\nprobability (%)", fontsize="small")
     most = ends(costs)[1]
     bar.set_ticks([tick for tick in MaxNLocator(4).tick_values(0, most) if tick == 0 or 0.1 * most < tick <= most])

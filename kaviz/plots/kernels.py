@@ -16,6 +16,7 @@ from kaviz.plots.map_grid import (
     MOST_CELLS_WITH_NUMBERS,
     ROW_NAMES,
     Scale,
+    below,
     column_width,
     draw_map,
     draw_picture,
@@ -153,8 +154,9 @@ def plot_position_shares(
     means = {layer: {kind: np.nanmean(own[kind], axis=(0, 3)) for kind in _MAPS} for layer, own in maps.items()}
     scale = Scale.of(values for own in means.values() for values in own.values())
     figure = canvas(ax, (WIDTH, 1.75 * len(layers) + 1.3))
-    left, right = split(figure, 1, 2, width_ratios=(2.1, 1))
-    grid = left.subplots(len(layers), len(_MAPS), squeeze=False)
+    # One grid for both, so that a layer's maps and its scatter stay in one row.
+    every = figure.subplots(len(layers), len(_MAPS) + 1, squeeze=False, width_ratios=(1, 1, 1, 1.25))
+    grid, scatters = every[:, : len(_MAPS)], every[:, len(_MAPS)]
     for line, (layer, own) in zip(grid, means.items(), strict=True):
         for axes, values in zip(line, own.values(), strict=True):
             even = 1 / values.size
@@ -163,7 +165,7 @@ def plot_position_shares(
     for axes, name in zip(grid[0], _MAPS.values(), strict=True):
         axes.set_title(name, fontsize="small", fontweight="normal", loc="center")
     norm = scale.norm(1)
-    bar = left.colorbar(ScalarMappable(norm, DIVERGING), ax=grid, location="bottom", shrink=0.6, aspect=35)
+    bar = figure.colorbar(ScalarMappable(norm, DIVERGING), ax=grid, **below(figure, shrink=0.6, aspect=35))
     bar.ax.axvline(1, color="black", linewidth=1.5)
     bar.set_ticks([ends(norm)[0], 1, ends(norm)[1]], labels=[f"{ends(norm)[0]:.2g}", "1", f"{ends(norm)[1]:.2g}"])
     bar.minorticks_off()
@@ -171,7 +173,7 @@ def plot_position_shares(
     bar.set_label(label + ", log" * scale.logarithmic, fontsize="small")
     correlations = {layer: _median(shares.correlation(layer, "attention", "share")) for layer in layers}
     most = max(values.size for own in means.values() for values in own.values())  # a position that gets everything
-    _draw_scatters(right, {layer: _in_even_shares(maps[layer]) for layer in layers}, correlations, most)
+    _draw_scatters(scatters, {layer: _in_even_shares(maps[layer]) for layer in layers}, correlations, most)
     figure_title(figure, "Does a position contribute what its attention says?")
     table = pd.DataFrame(
         [
@@ -198,10 +200,9 @@ def _in_even_shares(maps: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray
 
 
 def _draw_scatters(
-    figure: SubFigure, points: dict[str, tuple[np.ndarray, np.ndarray]], correlations: dict[str, float], high: float
+    grid: np.ndarray, points: dict[str, tuple[np.ndarray, np.ndarray]], correlations: dict[str, float], high: float
 ) -> None:
     low = _LEAST_SHARE
-    grid = figure.subplots(len(points), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (layer, (attention, share)) in zip(grid, points.items(), strict=True):
         extent = (np.log10(low), np.log10(high)) * 2
         axes.hexbin(
@@ -224,7 +225,7 @@ def _draw_scatters(
             axis.set_major_locator(LogLocator(8, numticks=9))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}"))
             axis.set_minor_locator(NullLocator())
-        axes.tick_params(labelsize="x-small")
+        axes.tick_params(labelsize="x-small", labelbottom=axes is grid[-1])
         if not np.isnan(correlations[layer]):
             text = f"r = {correlations[layer]:.2f}"
             axes.text(0.04, 0.95, text, transform=axes.transAxes, va="top", fontsize="small")

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
 from kaconv.attention.record import AttentionRecord
-from kaviz.style import DIVERGING, SEQUENTIAL, WIDTH, fit, inches_wide, signed
+from kaviz.style import DIVERGING, SEQUENTIAL, WIDTH, fit, inches_high, inches_wide, signed
 
 _CELL = 0.85  # inches: largest side of a map
 _TALLEST = 8.0  # inches: rows that would need more become smaller
 FEW_LAYERS = 6  # their names fit above maps of a full-width figure, and numbers into the maps
 MOST_CELLS_WITH_NUMBERS = 9
-ROW_NAMES = 1.1  # inches for a row's name, before it is broken into lines
+ROW_NAMES = 1.35  # inches for a row's name, before it is broken into lines
+_BAR_GAP = 0.15  # inches
 _EPSILON = 1e-12  # half the width of a scale of values that are all the same
 
 
@@ -257,7 +258,8 @@ def draw_map(axes: Axes, values: np.ndarray, norm: Normalize, *, numbers: bool =
         write_numbers(axes, image, [f"{100 * value:.0f}" for value in values.flat])
     else:  # the colours of both ends look alike in grey print
         rows, columns = np.nonzero(values >= _dotted(norm))
-        axes.plot(columns, rows, ".", color="black", markersize=3)
+        rim: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}  # seen on the darkest red
+        axes.plot(columns, rows, "o", color="black", markersize=2.5, **rim)
     frame(axes)
 
 
@@ -292,6 +294,11 @@ def attention_bar(
         label += f"\n(dot: {_dotted(norm):.3f} or more)"
     centre = "1" if times_k2 else f"1/{1 / even:.0f}"
     _bar(figure, norm, label, f"{centre}\n(even)", "min" if scale.logarithmic else "neither", place)
+
+
+def below(figure: Figure | SubFigure, **place: Any) -> dict[str, Any]:
+    """The place of a colour bar below its axes, for `Figure.colorbar`: near them, however tall they are."""
+    return {"location": "bottom", "pad": _BAR_GAP / inches_high(figure)} | place
 
 
 def difference_bar(figure: Figure | SubFigure, scale: DifferenceScale, sizes: Iterable[int], **place: Any) -> None:

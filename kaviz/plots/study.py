@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from kaconv.paper.published import TABLE
-from kaviz.style import VARIANT_COLORS, VARIANT_MARKERS, WIDTH, variant_of
+from kaviz.style import VARIANT_COLORS, VARIANT_MARKERS, WIDTH, fit, place_legend, variant_of
 
 Row = Mapping[str, Any]
 
@@ -107,14 +107,16 @@ def plot_study(results: Mapping[str, Any]) -> Figure:
                 band = {"facecolor": "none", "edgecolor": "0.75", "hatch": "////", "linewidth": 0}
                 differences.barh(place, 2 * detectable, 0.7, -detectable, **band)
             _draw(differences, place, values, difference["difference"], interval, color, marker)
-    errors.set_yticks(range(len(rows)), [_title(*_place(row)) for row in rows])
+    names = [fit(_title(*_place(row)), 0.25 * WIDTH) for row in rows]
+    errors.set_yticks(range(len(rows)), names, fontsize="small")
     errors.set_ylim(len(rows) - 0.5, -0.5)
     errors.set_xlabel("top-1 test error (%)")
     errors.set_title("Test error")
     baseline = results["study"]["models"][0]
     differences.axvline(0, color="0.4", linewidth=1)
-    differences.set_xlabel(f"minus {baseline}\n(percentage points, negative is better)")
-    differences.set_title("Difference, paired by seed")
+    label = fit(f"minus {baseline}\n(percentage points,\nnegative is better)", 0.31 * WIDTH, "medium")
+    differences.set_xlabel(label)
+    differences.set_title(fit("Difference, paired by seed", 0.28 * WIDTH, "medium"))
     differences.tick_params(left=False)
     for axes in (errors, differences):
         axes.grid(axis="x", color="0.92")
@@ -150,7 +152,7 @@ def _add_legend(figure: Figure, results: Mapping[str, Any]) -> None:
     if any(row["detectable_difference"] for row in results["differences"]):
         label = "too small for these seeds (80 % power)"
         handles.append(Patch(facecolor="none", edgecolor="0.75", hatch="////", linewidth=0, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize="small")
+    place_legend(figure, handles, "outside lower center")
 
 
 def _order(results: Mapping[str, Any], row: Row) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,8 +14,10 @@ from kaconv.attention.effects import ALL_LAYERS, OTHER_CLASS, SAME_CLASS, attent
 from kaconv.attention.kernels import PositionShares
 from kaconv.attention.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE, blur, flip, noise, rotation, shift
 from kaconv.paper.published import TABLE
+from kaconv.training.study_results import merge_results
+from kaconv.training.study_spec import parse_study
 from kaviz import plots, set_style
-from kaviz.attribution import METHOD_LABELS
+from kaviz.attribution import MEASURES, METHOD_LABELS
 
 LEAST_PANEL = 0.23  # inches: the shorter side of an image that can be made out
 LEAST_FONT = 6  # points
@@ -175,6 +178,41 @@ def perturbation_curves():
     return plots.plot_perturbation_curves(fractions, curves, curves, (rng.random((8, 10)), rng.random((8, 10))))
 
 
+def attention_and_use(layers):
+    rng, layers = np.random.default_rng(0), LAYERS[:layers]
+    attention = {layer: sharp(rng, 8, 3, 3, 12) for layer in layers}
+    contributions = {layer: rng.normal(size=(8, 3, 3, 12)) for layer in layers}
+    agreement = {layer: rng.uniform(-1, 1, 8) for layer in layers}
+    return plots.plot_attention_and_use(attention, contributions, agreement)
+
+
+def faithfulness(models):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"model": model, "method": method, "measure": measure, "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        for model in models
+        for method in METHOD_LABELS
+        for measure in MEASURES
+        for mean in rng.uniform(0.1, 0.9, 1)
+    ]
+    return plots.plot_faithfulness(pd.DataFrame(rows), METHOD_LABELS)
+
+
+def study_results():
+    variants = {"plain": {}, "attention_warmup_and_low_rate": {"attention_warmup_epochs": 1, "models": MODELS[1:]}}
+    spec = {"name": "small", "data": "digits", "models": MODELS, "seeds": [0, 1, 2], "variants": variants}
+    runs = [
+        {"model": model, "variant": variant, "seed": seed, "state": "done", "config": {"data": "digits"}, "epochs": 3}
+        | {epoch: {"test_error": 30.0 + seed * (1 + len(variant) / 30) - place} for epoch in ("best", "last")}
+        | {"params": 704_074, "seconds_per_epoch": 60.0, "images_per_second": 100.0}
+        for place, model in enumerate(MODELS)
+        for variant in (variants if place else ["plain"])
+        for seed in range(3)
+    ]
+    spec = parse_study(spec)
+    return merge_results(spec, [("one.json", {"study": spec.to_dict(), "runs": runs, "provenance": {}})])[0]
+
+
 def attention_shift():
     rng = np.random.default_rng(0)
     changes = ["brighter by one half", "mirrored left to right", "positions shuffled"]
@@ -224,6 +262,8 @@ FIGURES = {
     "plot_attention_against_pixels": lambda: plots.plot_attention_against_pixels(
         {"trained": stability_rows(), "untrained": stability_rows(20.0)}
     ),
+    "plot_attention_and_use": lambda: attention_and_use(17),
+    "plot_attention_and_use of 4 layers": lambda: attention_and_use(4),
     "plot_attention_and_cost": lambda: plots.plot_attention_and_cost(
         removal_rows((0, 1)), attention_correlations(removal_rows((0, 1)))
     ),
@@ -245,7 +285,7 @@ FIGURES = {
     "plot_channel_maps of 5×7": lambda: plots.plot_channel_maps(
         record(LARGE, layers=1), LAYERS[0], range(4), range(4), IMAGES[:4], FILES[:4]
     ),
-    "plot_channel_range": lambda: plots.plot_channel_range(record()),
+    "plot_channel_range": lambda: plots.plot_channel_range(record(layers=6)),
     "plot_class_distances": lambda: plots.plot_class_distances(record(), CLASSES),
     "plot_class_distances of 1000": lambda: plots.plot_class_distances(*many_classes()),
     "plot_class_maps": lambda: class_figure(record(), CLASSES),
@@ -261,6 +301,8 @@ FIGURES = {
     "plot_entropy": lambda: plots.plot_entropy(record(), record(seed=1)),
     "plot_error_against": lambda: plots.plot_error_against(table_rows()[:9], "params"),
     "plot_error_against_cost": lambda: plots.plot_error_against_cost(table_rows()),
+    "plot_faithfulness": lambda: faithfulness(["trained"]),
+    "plot_faithfulness of 3 models": lambda: faithfulness(["plain", "L", "H"]),
     "plot_identity": lambda: plots.plot_identity(IMAGES[0, ..., 0], IMAGES[0, ..., 0] + 1e-7),
     "plot_input_dependence": lambda: plots.plot_input_dependence(record(), record(seed=1)),
     "plot_kernel_maps": lambda: plots.plot_kernel_maps(
@@ -278,7 +320,7 @@ FIGURES = {
         IMAGES[0], np.random.default_rng(0).normal(size=(8, 3, 3)), channel_names()
     ),
     "plot_picture_maps": lambda: plots.plot_picture_maps(record(), 0, IMAGES[0], FILES[0]),
-    "plot_picture_maps of 5×7": lambda: plots.plot_picture_maps(record(LARGE), 0, IMAGES[0], FILES[0]),
+    "plot_picture_maps of 5×7": lambda: plots.plot_picture_maps(record(LARGE, layers=6), 0, IMAGES[0], FILES[0]),
     "plot_position_maps": position_maps,
     "plot_position_maps of 5×7": large_position_maps,
     "plot_position_shares": lambda: plots.plot_position_shares(shares(), LAYERS[::4]),
@@ -286,6 +328,7 @@ FIGURES = {
     "plot_removals": lambda: plots.plot_removals(removal_rows()),
     "plot_removals of 5×7": lambda: plots.plot_removals(removal_rows(size=LARGE)),
     "plot_stability": lambda: plots.plot_stability(stability_rows(), stability_rows(20.0)),
+    "plot_study": lambda: plots.plot_study(study_results()),
     "plot_test_errors": lambda: plots.plot_test_errors(summary_rows()),
     "plot_time_ratios": lambda: plots.plot_time_ratios(speed_rows()),
     "plot_training_maps": lambda: plots.plot_training_maps(training(), LAYERS[-1], [0, 1, 2], [0, 1], IMAGES[:2]),

@@ -52,10 +52,10 @@ def test_figures_can_be_part_of_another(name):
     assert len(figure_data(part))
 
 
-def test_changed_pictures_come_in_the_order_of_their_attention():
+def test_changed_images_come_in_the_order_of_their_attention():
     figure = plots.plot_changed_pictures(np.ones((8, 8)), looks(), make_rows())
     panels = [axes for axes in figure.axes if axes.images]
-    assert panels[0].get_title("left") == "the picture" or panels[0].get_title() == "the picture"
+    assert panels[0].get_title("left") == "the image" or panels[0].get_title() == "the image"
     texts = [panel.get_title("left") or panel.get_title() for panel in panels[1:]]
     assert sorted(text.split("\n")[0] for text in texts) == sorted(change.name for change in CHANGES)
     numbers = [float(text.split("attention ")[1].split("\n")[0]) for text in texts]
