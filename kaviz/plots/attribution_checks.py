@@ -57,6 +57,8 @@ def plot_attention_and_use(
             image = axes.imshow(maps[layer], norm=Normalize(-reach, reach), cmap=DIVERGING)
             axes.set_xticks([])
             axes.set_yticks([])
+            axes.spines[:].set_visible(True)
+            axes.spines[:].set_color("0.7")
             if column == 0:
                 axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
             top.append(axes)
