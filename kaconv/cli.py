@@ -196,8 +196,11 @@ def _list_weights(pattern: str) -> None:
     from kaconv.models.weights import list_weights, weights_path
 
     names = list_weights(pattern)
+    if not list_weights():
+        print("This version of kaconv brings no trained weights.")
+        return
     if not names:
-        raise ValueError(f"no weights match {pattern!r}; there are {', '.join(list_weights()) or 'none'}")
+        raise ValueError(f"no weights match {pattern!r}; there are {', '.join(list_weights())}")
     width = max(map(len, names))
     print(f"{'weights':{width}}  classes  image  top-1 error %     MB")
     for name in names:

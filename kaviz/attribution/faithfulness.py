@@ -68,7 +68,7 @@ def perturbation_curve(
         raise ValueError(f"fractions must lie in [0, 1], got {list(fractions)}")
     n, _, height, width = inputs.shape
     target = torch.as_tensor(target, device=inputs.device).expand(n)
-    rank = attributions.sum(1).flatten(1).argsort(1, descending=True).argsort(1).view(n, 1, height, width)
+    rank = _ranks(attributions)
     curve = []
     with evaluating(model), torch.no_grad():
         for fraction in fractions:
@@ -203,7 +203,8 @@ def road(
         normalise=False,
         disable_warnings=True,
     )
-    maps = attributions.sum(1, keepdim=True).cpu().numpy()
+    # The order is all that counts here, and Quantus refuses maps that are negative, or the same, everywhere.
+    maps = (pixels - _ranks(attributions)).cpu().numpy()
     kept = []
     with evaluating(model), seeded(seed, inputs.device), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -251,7 +252,8 @@ def randomisation_similarity(
     def explain(model: nn.Module, inputs: Any, targets: Any, **_: Any) -> np.ndarray:
         images = torch.as_tensor(inputs, device=device, dtype=dtype)
         maps = attribute(model, images, torch.as_tensor(targets), method, progress=False, seed=seed, **options)
-        return maps.sum(1, keepdim=True).cpu().numpy()
+        maps = maps.sum(1, keepdim=True).double().cpu().numpy()
+        return maps - maps.min()  # Quantus refuses maps that are negative everywhere; the ranks stay as they are
 
     device, dtype = inputs.device, inputs.dtype
     metric = quantus.MPRT(
@@ -359,6 +361,12 @@ def _summary(values: Sequence[float]) -> dict[str, float]:
     low, high = t_interval(list(finite)) or (float("nan"), float("nan"))
     mean = float(finite.mean()) if len(finite) else float("nan")
     return {"mean": mean, "low": low, "high": high, "images": len(finite)}
+
+
+def _ranks(attributions: Tensor) -> Tensor:
+    """The place of each pixel when those of the highest attribution go first, from 0, (N, 1, H, W)."""
+    n, _, height, width = attributions.shape
+    return attributions.sum(1).flatten(1).argsort(1, descending=True).argsort(1).view(n, 1, height, width)
 
 
 def _check_shape(attributions: Tensor, inputs: Tensor) -> None:

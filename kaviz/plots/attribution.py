@@ -14,7 +14,7 @@ from kaviz.style import DIVERGING, WIDTH
 
 # Okabe and Ito's colours that no variant of a model has; line styles and markers tell them apart in grey.
 _COLORS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":")
+_LINES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 2)))  # dotted is the random order's
 _MARKERS = ("o", "s", "^", "D", "v")
 _OUTLIERS = 0.5  # percent of a map's values that may lie beyond its scale
 _COLUMNS = 7  # images side by side
@@ -158,5 +158,5 @@ def _draw_curve(axes: Axes, fractions: Sequence[float], values: np.ndarray, name
     percent = 100 * np.asarray(fractions)
     mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
     height = np.trapezoid(mean, fractions) / (fractions[-1] - fractions[0])
-    axes.fill_between(percent, mean - 1.96 * error, mean + 1.96 * error, color=style["color"], alpha=0.15, linewidth=0)
+    axes.fill_between(percent, mean - 1.96 * error, mean + 1.96 * error, color=style["color"], alpha=0.1, linewidth=0)
     axes.plot(percent, mean, **style, markersize=4, label=f"{name}: {height:.2f}")

@@ -127,7 +127,8 @@ def test_road_leaves_a_class_sooner_where_the_order_is_right(channels):
     right = images + 0.01 * torch.rand(images.shape)
     kept = road(Bright(), images, 1, right, [10, 30, 60])
     assert kept.tolist() == [[True, False, False]] * 2
-    assert road(Bright(), images, 1, -right, [10, 30, 60]).all()
+    assert road(Bright(), images, 1, -right, [10, 30, 60]).all()  # negative everywhere, as Grad-CAM's maps can be
+    assert road(Bright(), images, 1, torch.ones_like(images), [60]).shape == (2, 1)  # a map of one value, too
 
 
 def test_randomised_weights_are_found_out(images):
@@ -147,6 +148,21 @@ def test_randomised_weights_are_found_out(images):
     at_1 = randomisation_similarity(model, images, 1, "saliency")
     np.testing.assert_allclose(at_1.mean(), expected["mean"][0], atol=1e-6)
     assert torch.equal(model.linear.weight, before)
+
+
+def test_maps_that_are_negative_everywhere_can_be_compared_with_randomised_ones(images):
+    pytest.importorskip("quantus")
+    model = Net()
+    with torch.no_grad():
+        model.linear.weight[1] = -images[0]
+    found = randomisation_similarity(model, images[:1], 1, "input_x_gradient")
+    expected = method_agreement(
+        {
+            "own": -(images[:1] ** 2).sum(1).numpy(),
+            "random": attribute(Linear(seed=99), images[:1], 1, "input_x_gradient").sum(1).numpy(),
+        }
+    )
+    np.testing.assert_allclose(found, expected["mean"], atol=1e-6)
 
 
 def test_a_table_has_a_mean_and_an_interval_for_each_measure(images):

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -49,13 +51,28 @@ def test_finds_the_one_position_that_is_used(method, kernel, position):
         np.testing.assert_allclose(found.maps("0").reshape(2, -1)[:, position], expected)
 
 
+@pytest.fixture
+def smooth(network, monkeypatch):
+    """The network with SiLU for ReLU: without kinks, Gauss and Legendre's rule is exact to rounding within few steps.
+
+    With ReLU its error falls only as 1/n_steps, so that nothing but a loose bound could be held.
+    """
+    monkeypatch.setattr(nn.functional, "relu", nn.functional.silu)  # in the attention generators
+    model = copy.deepcopy(network)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+    return model
+
+
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("target", [1, (torch.tensor([0, 1, 2]), 3)], ids=["class", "pair"])
-def test_integrated_gradients_are_complete(network, images, together, target):
-    found = attribute_positions(network, images, target, together=together, n_steps=24)
+def test_integrated_gradients_are_complete(smooth, images, together, target):
+    found = attribute_positions(smooth, images, target, together=together, n_steps=8)
     keys = ["all layers"] if together else list(found.contributions)
     assert list(found.change) == keys
-    assert max(found.completeness().values()) < 0.02
+    assert max(found.completeness().values()) < 1e-9
     assert all(np.abs(change).max() > 1e-4 for change in found.change.values())
 
 
