@@ -56,14 +56,7 @@ def plot_attention_and_use(
         for column, layer in enumerate(layers):
             axes = figure.add_subplot(spec[row, column])
             image = axes.imshow(maps[layer], norm=Normalize(-reach, reach), cmap=DIVERGING)
-<<<<<<< HEAD
             frame(axes)
-=======
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(True)
-            axes.spines[:].set_color("0.7")
->>>>>>> fixattr
             if column == 0:
                 axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
             top.append(axes)
