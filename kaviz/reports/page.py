@@ -15,6 +15,7 @@ from bs4 import BeautifulSoup
 from bs4.element import Tag
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from PIL import Image
 from pygments.formatters import HtmlFormatter
@@ -151,6 +152,7 @@ def notebook_html(
         mathjax_url="",
         mermaid_js_url="",
         mermaid_layout_elk_js_url="",
+        preprocessors=[CoalesceStreamsPreprocessor],
     )
 
     @pass_context

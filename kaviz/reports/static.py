@@ -90,6 +90,8 @@ def freeze_widgets(notebook: NotebookNode) -> None:
             if view is not None and not {"image/png", "image/svg+xml", "text/html"} & set(output.data):
                 shown = _widget_html(models, view["model_id"])
                 output.data["text/html"] = f'<div class="widget">{shown}</div>' if shown else ""
+        if "outputs" in cell:  # one that shows nothing, such as a bar, would leave a gap
+            cell.outputs = [output for output in cell.outputs if output.get("data", {}).get("text/html") != ""]
 
 
 def _widget_html(models: dict, model_id: str) -> str:

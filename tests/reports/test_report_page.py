@@ -369,6 +369,17 @@ def test_widgets_are_frozen_as_last_shown():
     assert "widgets" not in notebook.metadata
 
 
+def test_a_progress_bar_leaves_no_gap():
+    bar = new_output("display_data", data={VIEW: {"model_id": "bar"}, "text/plain": "100%"})
+    lines = [new_output("stream", text=f"epoch {number}\n") for number in (1, 2)]
+    notebook = new_notebook(cells=[new_code_cell("fit()", outputs=[lines[0], bar, lines[1]])])
+    notebook.metadata.widgets = {STATE: {"state": {"bar": widget("FloatProgressModel", value=3)}}}
+    freeze_widgets(notebook)
+    html, _ = notebook_html(notebook, Path())
+    assert html.count("output_area") == 1
+    assert "epoch 1\nepoch 2\n" in html
+
+
 def test_a_widget_that_brings_a_still_form_is_shown_as_that():
     notebook = new_notebook(cells=[new_code_cell("explorer", outputs=shown())])
     still = f'<img alt="a map" src="data:image/png;base64,{picture("blue")}"><p>what is shown</p>'

@@ -83,6 +83,7 @@ def explorer(open_page, file):
 
 
 def state(explorer):
+    explorer.look()  # what is chosen gets into the address once it has been drawn
     return {name: value for name, (value,) in parse_qs(explorer.page.url.partition("?")[2]).items()}
 
 

@@ -183,10 +183,9 @@ function paint(canvas, width, height, kernel, places) {
     const side = unit * ratio;
     for (let p = 0; p < values.length; p += 1) {
       const left = (x * ratio) + (p % kernel[1]) * side, top = (y * ratio) + Math.floor(p / kernel[1]) * side;
-      const color = colors[shade(values[p], low, high)];
-      for (let row = 0; row < side; row += 1) {
-        const start = (top + row) * canvas.width + left;
-        pixels.fill(color, start, start + side);
+      const color = colors[shade(values[p], low, high)], across = image.width;
+      for (let row = 0, start = top * across + left; row < side; row += 1, start += across) {
+        for (let at = start; at < start + side; at += 1) pixels[at] = color; // short: a fill each would take longer
       }
       if (unit >= 5 && values[p] >= (3 * high + low) / 4) { // both ends of the colours look alike in grey
         const dot = Math.max(ratio, Math.round(side / 5)), middle = Math.floor((side - dot) / 2);
@@ -259,8 +258,9 @@ class Explorer {
     const packs = await Promise.all(contents.map((bytes) => unpack(bytes)));
     const before = this.data?.names.length;
     this.data = new Data(packs);
+    this.drawn = {};
     this.pictures = this.data.files.map((file) => file && h("img", { src: file.source, alt: "", draggable: false, decoding: "sync" }));
-    this.pictures.forEach((picture) => picture?.decode().then(() => this.soon(), () => {}));
+    this.pictures.forEach((picture) => picture?.decode().then(() => { this.drawn.images = ""; this.soon(); }, () => {}));
     if (before && before < this.data.names.length) Object.assign(this.state, { a: before, class: "", right: "", find: "" });
     this.makeFilm();
     this.makeLayers();
@@ -281,7 +281,10 @@ class Explorer {
     if ("layer" in changes || "sort" in changes) changes = { page: 0, ...changes };
     Object.assign(this.state, changes);
     this.draw();
-    this.host.keep(Object.fromEntries(Object.entries(this.state).filter(([name, value]) => value !== START[name])));
+    this.keeping ??= requestAnimationFrame(() => setTimeout(() => { // once it can be seen: this takes as long as drawing
+      this.keeping = null;
+      this.host.keep(Object.fromEntries(Object.entries(this.state).filter(([name, value]) => value !== START[name])));
+    }));
   }
 
   // What is chosen, made good where it is not there (an address may say anything).
@@ -311,15 +314,32 @@ class Explorer {
 
   draw() {
     this.settle();
-    this.width = this.main.clientWidth;
+    this.measure();
+    const { a, b, layer, outcome, sort, page, scale, pins, method, mode, opacity, positions } = this.state;
+    const changed = (part, ...on) => {
+      const key = [this.width, globalThis.devicePixelRatio, a, b, outcome, ...on].join(" | ");
+      return this.drawn[part] !== key && (this.drawn[part] = key);
+    };
     this.drawControls();
     this.drawFilm();
     this.drawLayers();
-    this.drawImages();
-    this.drawMaps();
+    if (changed("images", method, mode, opacity)) this.drawImages();
+    if (changed("maps", layer, sort, page, scale, pins)) this.drawMaps();
     this.drawPins();
-    this.drawPositions();
+    if (changed("positions", layer, positions)) this.drawPositions();
     this.say();
+  }
+
+  /** What is there, then all widths at once: each look at them after a change has the page laid out again. */
+  measure() {
+    this.grids.classList.toggle("kv-one", !this.second);
+    this.gridB.figure.hidden = this.gridD.figure.hidden = !this.second;
+    this.imageB.figure.hidden = this.state.b < 0;
+    this.pinList.parentElement.hidden = !this.pins.length;
+    this.width = this.main.clientWidth;
+    this.widths = { image: this.imageA.figure.clientWidth, maps: this.gridA.figure.clientWidth, pins: this.pinList.clientWidth };
+    const style = getComputedStyle(this.root);
+    this.colors = { ink: style.color, accent: style.getPropertyValue("--kv-accent-drawn") || "#0072b2" };
   }
 
   // -- the frame
@@ -612,7 +632,6 @@ class Explorer {
 
   drawImages() {
     this.drawImage(this.imageA, this.first);
-    this.imageB.figure.hidden = this.state.b < 0;
     if (this.state.b >= 0) this.drawImage(this.imageB, this.second);
     this.attributionNote.textContent = !this.attribution ? ""
       : `What speaks for ${this.attribution.about}: ${this.state.mode === "signed" ? "red for it, blue against it" : "yellow is strong, either way"}; `
@@ -622,7 +641,7 @@ class Explorer {
 
   drawImage({ canvas, caption, bars }, { name, image }) {
     const { data } = this, picture = this.pictures[image], [width, height] = data.files[image]?.size ?? [1, 1];
-    const side = Math.max(120, Math.min(260, Math.floor(canvas.parentElement.clientWidth)));
+    const side = Math.max(120, Math.min(260, this.widths.image));
     const scale = side / Math.max(width, height);
     const { context } = size(canvas, Math.round(width * scale), Math.round(height * scale));
     context.imageSmoothingEnabled = scale < 3;
@@ -682,15 +701,15 @@ class Explorer {
 
   /** Channels in the chosen order, and what they are sorted by. */
   order() {
-    const { data, layer, state, first, second } = this, channels = [...Array(layer.channels).keys()];
+    const { data, layer, state, first } = this, channels = [...Array(layer.channels).keys()];
     const by = {
-      number: () => 0,
-      dependence: (c) => data.arrays[`dependence/${layer.name}`].data[c],
-      entropy: (c) => -data.entropies(layer, first.image, first.outcome)[c],
-      share: (c) => valueAt(this.shares, first.image * layer.channels + c),
-      difference: (c) => this.distances()[c],
-    }[state.sort];
-    return second || state.sort !== "difference" ? channels.sort((x, y) => by(y) - by(x) || x - y) : channels;
+      number: () => channels.map(() => 0),
+      dependence: () => data.arrays[`dependence/${layer.name}`].data,
+      entropy: () => data.entropies(layer, first.image, first.outcome).map((entropy) => -entropy),
+      share: () => valuesAt(this.shares, first.image * layer.channels, layer.channels),
+      difference: () => this.distances(), // settle() has seen to it that there are two
+    }[state.sort]();
+    return channels.sort((x, y) => by[y] - by[x] || x - y);
   }
 
   /** Total variation distance between the maps of the two, channel by channel. */
@@ -713,9 +732,7 @@ class Explorer {
 
   drawMaps() {
     const { data, layer, state, first, second } = this, { kernel, channels } = layer;
-    this.grids.classList.toggle("kv-one", !second);
-    this.gridB.figure.hidden = this.gridD.figure.hidden = !second;
-    const width = Math.max(150, Math.floor(this.gridA.figure.clientWidth));
+    const width = Math.max(150, this.widths.maps);
     const height = Math.min(340, second ? 340 : 300);
     const fit = (unit) => ({
       unit, columns: Math.floor((width + GAP) / (unit * kernel[1] + GAP)), rows: Math.floor((height + GAP) / (unit * kernel[0] + GAP)),
@@ -771,18 +788,17 @@ class Explorer {
   drawCursor() {
     const { layer, place, cursor, slots } = this, pinned = new Set(this.pins.map(({ key }) => key));
     const grids = [this.gridA, ...(this.second ? [this.gridB, this.gridD] : [])];
-    const box = (context, slot, grow, color, dash, width) => {
+    const box = (context, slot, color, dash, width) => { // half of its line within the map: all of it would be cut off at the edge
       context.strokeStyle = color;
       context.lineWidth = width;
       context.setLineDash(dash);
       const x = (slot % place.columns) * (place.unit * layer.kernel[1] + GAP), y = Math.floor(slot / place.columns) * (place.unit * layer.kernel[0] + GAP);
-      context.strokeRect(x - grow, y - grow, place.unit * layer.kernel[1] + 2 * grow, place.unit * layer.kernel[0] + 2 * grow);
+      context.strokeRect(x, y, place.unit * layer.kernel[1], place.unit * layer.kernel[0]);
     };
-    const style = getComputedStyle(this.root), accent = style.getPropertyValue("--kv-accent-drawn") || "#0072b2";
     for (const { canvas } of grids) {
       const context = canvas.getContext("2d");
-      slots.forEach((channel, slot) => { if (pinned.has(`${layer.name}:${channel}`)) box(context, slot, 1, accent, [], 2); });
-      if (document.activeElement === canvas || this.hovering) box(context, cursor.slot, 1, style.color, [3, 2], 1.5);
+      slots.forEach((channel, slot) => { if (pinned.has(`${layer.name}:${channel}`)) box(context, slot, this.colors.accent, [], 2); });
+      if (document.activeElement === canvas) box(context, cursor.slot, this.colors.ink, [3, 2], 2);
     }
   }
 
@@ -844,7 +860,6 @@ class Explorer {
 
   drawPins() {
     const { data, first, second } = this, images = this.inFilm.slice(0, PINNED_IMAGES);
-    this.pinList.parentElement.hidden = !this.pins.length;
     while (this.pinList.children.length > this.pins.length) this.pinList.lastChild.remove();
     while (this.pinList.children.length < this.pins.length) {
       const go = h("button", { type: "button", class: "kv-plain" }), off = h("button", { type: "button" }, "Unpin");
@@ -865,10 +880,10 @@ class Explorer {
       if (second) {
         const difference = a.map((value, p) => value - b[p]), most = farthest(difference);
         places.push({ x: wide + 10, y: top, unit, values: b, low, high, colors }, { x: 2 * wide + 20, y: top, unit, values: difference, low: -most, high: most, colors });
-        names.push([wide + 10, second.name === "B" ? "B" : "before"], [2 * wide + 20, "A − B"]);
+        names.push([wide + 10, second.name === "B" ? "B" : "before"], [2 * wide + 20, "difference"]);
       }
       const left = names.at(-1)[0] + wide + 24, across = small * kernel[1] + GAP;
-      const width = Math.max(left + across, Math.min(left + images.length * across, this.pinList.clientWidth - 24));
+      const width = Math.max(left + across, Math.min(left + images.length * across, this.widths.pins - 26));
       const fitting = images.slice(0, 2 * Math.max(1, Math.floor((width - left) / across)));
       const columns = Math.max(1, Math.floor((width - left) / across));
       fitting.forEach((image, place) => places.push({
@@ -877,7 +892,7 @@ class Explorer {
       }));
       names.push([left, `in ${fitting.length} of the images`]);
       const context = paint(canvas, Math.floor(width), top + Math.max(tall, 2 * small * kernel[0] + GAP), kernel, places);
-      context.fillStyle = getComputedStyle(this.root).color;
+      context.fillStyle = this.colors.ink;
       context.font = "11px system-ui, sans-serif";
       names.forEach(([x, text]) => context.fillText(text, x, 11));
       canvas.setAttribute("aria-label", `Maps of channel ${channel} of ${layer.name}: A ${[...a].map((value) => fixed(value, 3)).join(" ")}`);
