@@ -179,8 +179,8 @@ def test_an_installed_wheel_lays_down_the_notebooks_and_reports_on_them(everythi
 
     project = tmp_path / "project"
     assert "written to project" in run(everything / "kaviz", "notebooks", "project")
-    for name in project_files():
-        assert (project / name).read_bytes() == (ROOT / name).read_bytes()
+    for name, source in project_files().items():
+        assert (project / name).read_bytes() == source.read_bytes()
     assert len(list((project / "notebooks").glob("*.ipynb"))) == len(list((ROOT / "notebooks").glob("*.ipynb")))
     for spec in sorted((project / "reports" / "specs").glob("*.yaml")):  # all of them are ready to run there
         assert load_spec(spec).root == project.resolve()
