@@ -58,6 +58,8 @@ def _command() -> str:
     script = Path(sys.argv[0])
     if script.name == "ipykernel_launcher.py":  # its arguments are a temporary file's name
         return "notebook"
+    if script.name == "_submit.py":  # submitit's; its argument is a folder of this machine
+        return "a job of kaconv study"
     program = f"python -m {script.parent.name}" if script.name == "__main__.py" else script.name
     return shlex.join([*program.split(), *sys.argv[1:]])
 
