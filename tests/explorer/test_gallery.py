@@ -130,7 +130,7 @@ def test_an_added_picture_is_prepared_like_the_others_and_upright(gallery):
     picture.save(content, "PNG")
     before = gallery.own()
     refused = gallery.add([("bad.png", b"text"), ("half.png", content.getvalue()), ("again.png", content.getvalue())])
-    assert [line.partition(":")[0] for line in refused] == ["cannot read the picture bad.png"]
+    assert [line.partition(":")[0] for line in refused] == ["cannot read the image bad.png"]
     assert len(gallery) == 72
     assert gallery.ids[70:] == ["half.png", "again.png"]
     shown = gallery.picture(70)

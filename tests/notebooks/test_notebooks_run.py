@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def report(tmp_path_factory):
         entry |= {"notebook": str(ROOT / "notebooks" / f"{entry['notebook']}.ipynb"), "timeout": 300}
     (folder / "smoke.yaml").write_text(yaml.safe_dump(spec))
     (folder / "pyproject.toml").touch()  # this is the project folder, in which the notebooks run
+    shutil.copytree(ROOT / "reports/studies", folder / "reports/studies")
     command = [sys.executable, "-m", "kaviz.cli", "report", folder / "smoke.yaml", "--out", folder / "out"]
     done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout, done.stderr)
@@ -55,7 +57,7 @@ def test_a_notebook_says_what_it_found(report, name):
     assert result["metrics"]
     page = (folder / "index.html").read_text()
     assert "What was found" in page
-    assert page.count("<img") >= 2
+    assert len(BeautifulSoup(page, "html.parser").select("img, [data-kaviz-explorer]")) >= 2
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", re.sub(r"<a [^>]*>", "", page))
     assert (folder / "thumbnail.png").is_file()
 
@@ -64,7 +66,7 @@ def test_a_notebook_says_what_it_found(report, name):
 def test_what_one_notebook_trains_the_others_reuse(report):
     trained = sorted(path.name for path in (report[0] / "runs").iterdir())
     variants = ("ka_resnet11_cifar_h", "ka_resnet11_cifar_l", "resnet11_cifar")
-    assert trained == [f"digits_{variant}_epochs-2_lr-0.1_seed0" for variant in variants]
+    assert trained == [f"digits_{variant}_attention_warmup_epochs-1_epochs-2_lr-0.1_seed0" for variant in variants]
 
 
 LOOKING_AT_A_CHECKPOINT = ["04_attention_maps", "06_explore", "08_interventions", "09_effective_kernels"]
