@@ -50,18 +50,26 @@ def make_accelerator(**options: Any) -> Accelerator:
 
 @dataclass
 class Evaluation:
-    """Errors in percent and mean cross-entropy over `n` samples; and, in the data set's order, what they come from."""
+    """Errors in percent and mean cross-entropy over `n` samples; and, in the data set's order, what they come from.
+
+    Samples of a class that the model does not know stand among the latter and count in no error.
+    """
 
     top1_error: float
     top5_error: float | None  # None for five classes or fewer, of which every label is among the five best
     loss: float
     n: int
-    labels: np.ndarray  # (n,)
-    predictions: np.ndarray  # (n,)
-    probabilities: np.ndarray  # (n, classes)
-    in_top5: np.ndarray  # (n,), whether the label is among the five best
-    indices: np.ndarray  # (n,), the samples' numbers in the data set: 0 ... n - 1 unless some were skipped
+    labels: np.ndarray  # (samples,); those beyond the model's outputs are of classes that it does not know
+    predictions: np.ndarray  # (samples,)
+    probabilities: np.ndarray  # (samples, classes)
+    in_top5: np.ndarray  # (samples,), whether the label is among the five best
+    indices: np.ndarray  # (samples,), their numbers in the data set: 0, 1, 2, ... unless some were skipped
     skipped: list[str] = field(default_factory=list)  # images that could not be read, by name
+
+    @property
+    def known(self) -> np.ndarray:
+        """Whether the model knows a sample's class, (samples,): `n` of them."""
+        return self.labels < self.probabilities.shape[1]
 
 
 def evaluate(
@@ -80,15 +88,16 @@ def evaluate(
     no top-5 error. Several processes share the samples, each taking a run of them, and all return the whole result.
 
     Args:
-        dataset: yields (3 x H x W tensor, int label). A label that the model has no output for is never right, and the
-            loss leaves it out.
+        dataset: yields (3 x H x W tensor, int label). A label that the model has no output for is that of
+            an unknown class: the sample is predicted, but counts in no error.
         batch_size: samples at a time in each process.
         accelerator: that of a running training.
         max_broken: how many images, over all processes, may be unreadable. They are named in the log and in
             `skipped`, and count nowhere else.
 
     Raises:
-        ValueError: for an empty data set, or if more than `max_broken` images are unreadable, or all of them.
+        ValueError: for an empty data set, or if more than `max_broken` images are unreadable, or all of them; or if
+            the model knows no sample's class.
         FloatingPointError: if the model's outputs are not all finite.
     """
     size = len(cast(Sized, dataset))
@@ -136,13 +145,16 @@ def _share(n: int, accelerator: Accelerator) -> range:
 
 
 def _evaluation(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, skipped: list[str]) -> Evaluation:
-    n, classes = logits.shape
+    samples, classes = logits.shape
     broken = int((~logits.isfinite()).any(1).sum())
     if broken:
-        raise FloatingPointError(f"the model's outputs are not finite for {broken} of {n} samples")
+        raise FloatingPointError(f"the model's outputs are not finite for {broken} of {samples} samples")
     ranked = logits.topk(min(5, classes)).indices
     right = ranked == labels[:, None]
     known = labels < classes
+    n = int(known.sum())
+    if n == 0:
+        raise ValueError(f"the model knows none of the classes that the {samples} samples are of")
     return Evaluation(
         top1_error=100 * (n - int(right[:, 0].sum())) / n,
         top5_error=100 * (n - int(right.sum())) / n if classes > 5 else None,
