@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import logging
+import math
 from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,7 +53,8 @@ def make_accelerator(**options: Any) -> Accelerator:
 class Evaluation:
     """Errors in percent and mean cross-entropy over `n` samples; and, in the data set's order, what they come from.
 
-    Samples of a class that the model does not know stand among the latter and count in no error.
+    Samples of a class that the model does not know stand among the latter and count in no error. Where it knows none,
+    the errors and the loss are NaN.
     """
 
     top1_error: float
@@ -96,8 +98,7 @@ def evaluate(
             `skipped`, and count nowhere else.
 
     Raises:
-        ValueError: for an empty data set, or if more than `max_broken` images are unreadable, or all of them; or if
-            the model knows no sample's class.
+        ValueError: for an empty data set, or if more than `max_broken` images are unreadable, or all of them.
         FloatingPointError: if the model's outputs are not all finite.
     """
     size = len(cast(Sized, dataset))
@@ -153,11 +154,9 @@ def _evaluation(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tenso
     right = ranked == labels[:, None]
     known = labels < classes
     n = int(known.sum())
-    if n == 0:
-        raise ValueError(f"the model knows none of the classes that the {samples} samples are of")
     return Evaluation(
-        top1_error=100 * (n - int(right[:, 0].sum())) / n,
-        top5_error=100 * (n - int(right.sum())) / n if classes > 5 else None,
+        top1_error=_error(int(right[:, 0].sum()), n),
+        top5_error=_error(int(right.sum()), n) if classes > 5 else None,
         loss=F.cross_entropy(logits[known].double(), labels[known]).item(),
         n=n,
         labels=labels.numpy(),
@@ -246,6 +245,10 @@ def evaluate_checkpoint(
         "sha256": digest,
         "provenance": provenance(),
     }
+
+
+def _error(right: int, n: int) -> float:
+    return 100 * (n - right) / n if n else math.nan
 
 
 def _val_fraction_of(info: dict) -> float:

@@ -1,5 +1,6 @@
 """Every notebook, run as a report with its smallest parameters."""
 
+import copy
 import json
 import re
 import shutil
@@ -20,14 +21,15 @@ from kaconv.models.checkpoints import save_checkpoint
 from kaviz.cli import main
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+SMOKE = yaml.safe_load((ROOT / "reports/specs/smoke.yaml").read_text())
+ENTRIES = [entry.get("name", entry["notebook"]) for entry in SMOKE["entries"]]
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The smoke report, its trainings in a folder of their own."""
     folder = tmp_path_factory.mktemp("report")
-    spec = yaml.safe_load((ROOT / "reports/specs/smoke.yaml").read_text())
+    spec = copy.deepcopy(SMOKE)
     spec["parameters"]["runs"] = str(folder / "runs")
     for entry in spec["entries"]:  # found from anywhere; a busy machine gets more time
         entry |= {"notebook": str(ROOT / "notebooks" / f"{entry['notebook']}.ipynb"), "timeout": 300}
@@ -40,16 +42,22 @@ def report(tmp_path_factory):
     return folder, done
 
 
+def test_every_notebook_has_its_smoke_test():
+    assert {entry["notebook"] for entry in SMOKE["entries"]} == {
+        path.stem for path in (ROOT / "notebooks").glob("*.ipynb")
+    }
+
+
 @pytest.mark.slow
 def test_the_report_is_complete(report):
     folder, done = report
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.name for path in (folder / "out").glob("[!.]*")) == [*NOTEBOOKS, "index.html"]
+    assert sorted(path.name for path in (folder / "out").glob("[!.]*")) == [*ENTRIES, "index.html"]
     assert str(folder / "out" / "index.html") in done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_a_notebook_says_what_it_found(report, name):
     folder = report[0] / "out" / name
     result = json.loads((folder / "metrics.json").read_text())
