@@ -209,8 +209,8 @@ class PerPositionNorm(nn.ModuleList):
 def position_norm(norm_layer: Callable[[int], nn.Module], positions: int, channels: int) -> nn.Module:
     """The norms of all positions as one module, (N, K·C, ...) to the same."""
     norm = norm_layer(channels)
-    if isinstance(norm, _BatchNorm):
-        # Batch norm treats channels apart: one over K·C channels is K of them over C, in a single call.
+    if isinstance(norm, _BatchNorm) or getattr(norm, "running_mean", None) is not None:
+        # Batch norms, frozen ones too, treat channels apart: one over K·C channels is K of them over C, in one call.
         return norm_layer(positions * channels)
     return PerPositionNorm([norm, *(norm_layer(channels) for _ in range(positions - 1))])
 
