@@ -291,7 +291,8 @@ def _name_what_is_passed_over(path: Path) -> None:
         if files:
             endings = ", ".join(sorted({file.suffix.lower() for file in files}))
             names = printable(_some([str(file) for file in files]))
-            _LOGGER.warning("%d %s files are passed over; convert them to JPEG or PNG: %s", len(files), endings, names)
+            count = f"{len(files)} {endings} file" + ("s are" if len(files) > 1 else " is")
+            _LOGGER.warning("%s passed over; convert to JPEG or PNG: %s", count, names)
 
 
 def _imagenet(path: Path, preprocessing: Preprocessing) -> Splits:

@@ -16,7 +16,6 @@ from kaconv.training import Run, study, study_jobs
 from kaconv.training.study_results import (
     detectable_difference,
     merge_results,
-    paired_differences,
     read_study_results,
     study_status,
 )
@@ -332,7 +331,8 @@ def test_detectable_difference_is_that_of_the_paired_t_test():
 def test_differences_are_paired_by_seed():
     runs = [result_of(PLAIN, seed, error) for seed, error in ((0, 10.0), (1, 20.0), (2, 30.0))]
     runs += [result_of(LIGHT, seed, error) for seed, error in ((2, 29.0), (1, 18.0))]  # another order; one is missing
-    (row,) = paired_differences(results_of(*runs))
+    merged, _ = merge_results(parse_study(SMALL), [("one", results_of(*runs))])
+    (row,) = merged["differences"]
     assert (row["seeds"], row["differences"], row["difference"]) == ([1, 2], [-2.0, -1.0], -1.5)
 
 
