@@ -2,18 +2,17 @@
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 os.environ["PYTHONPATH"] = str(ROOT)  # the kernels that run the pages' cells see the packages of this tree
 
-import kaconv
-
 project = "kaconv"
 author = "The kaconv authors"
-copyright = f"{author}, MIT licence"  # noqa: A001 (Sphinx's name)
-version = release = kaconv.__version__
+copyright = f"{author}, MIT licence"
+version = release = import_module("kaconv").__version__
 
 extensions = [
     "myst_nb",

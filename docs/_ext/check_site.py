@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 
-LOADS = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "object": "data"}
+LOADS = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
 _FROM_AFAR = re.compile(r"""(?:@import\s+(?:url\()?|url\()\s*["']?(?:https?:)?//""")
 
 
@@ -67,5 +67,5 @@ def faults(root: Path) -> list[str]:
 if __name__ == "__main__":
     site = Path(sys.argv[1])
     lines = faults(site)
-    print("\n".join(lines) or f"The site is {site.resolve() / 'index.html'}; its links are good, and it needs no network.")
+    print("\n".join(lines) or f"{site.resolve() / 'index.html'}: its links are good, and it needs no network.")
     sys.exit(bool(lines))
