@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
 
 from kaconv import ops
 from kaconv.layers.attention_generators import ATTENTION_GENERATORS, AttentionGenerator
@@ -209,7 +210,7 @@ class PerPositionNorm(nn.ModuleList):
 def position_norm(norm_layer: Callable[[int], nn.Module], positions: int, channels: int) -> nn.Module:
     """The norms of all positions as one module, (N, K·C, ...) to the same."""
     norm = norm_layer(channels)
-    if isinstance(norm, _BatchNorm):
+    if isinstance(norm, (_BatchNorm, FrozenBatchNorm2d)):
         # Batch norm treats channels apart: one over K·C channels is K of them over C, in a single call.
         return norm_layer(positions * channels)
     return PerPositionNorm([norm, *(norm_layer(channels) for _ in range(positions - 1))])
