@@ -11,8 +11,7 @@ from kaconv.ops.sync_batch_norm import SYNCHRONISED
 GENERATOR_NORMS = ("batch", "layer", "group", "none")
 
 
-def make_generator_norm(kind: str, hidden: int) -> nn.Module:
-    """A norm of one of `GENERATOR_NORMS` over the hidden values of a generator, (N, hidden) to the same."""
+def _generator_norm(kind: str, hidden: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm1d(hidden)
     if kind == "layer":
@@ -76,7 +75,7 @@ class AttentionGeneratorL(AttentionGenerator):
     ) -> None:
         super().__init__()
         self.squeeze = nn.Linear(positions * channels, hidden, bias=False)
-        self.norm = make_generator_norm(norm, hidden)
+        self.norm = _generator_norm(norm, hidden)
         self.excite = nn.Linear(hidden, positions * channels, bias=logit_bias)
 
     def forward(self, q: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ class AttentionGeneratorH(AttentionGenerator):
     ) -> None:
         super().__init__()
         self.squeeze = nn.Linear(channels, hidden, bias=False)
-        self.norm = make_generator_norm(norm, hidden)
+        self.norm = _generator_norm(norm, hidden)
         self.excite = nn.Linear(positions * hidden, positions * channels, bias=logit_bias)
 
     def forward(self, q: Tensor) -> Tensor:
