@@ -6,7 +6,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.ops import FrozenBatchNorm2d
 
 from kaconv import ops
 from kaconv.layers.attention_generators import ATTENTION_GENERATORS, AttentionGenerator
@@ -210,8 +209,8 @@ class PerPositionNorm(nn.ModuleList):
 def position_norm(norm_layer: Callable[[int], nn.Module], positions: int, channels: int) -> nn.Module:
     """The norms of all positions as one module, (N, K·C, ...) to the same."""
     norm = norm_layer(channels)
-    if isinstance(norm, (_BatchNorm, FrozenBatchNorm2d)):
-        # Batch norm treats channels apart: one over K·C channels is K of them over C, in a single call.
+    if isinstance(norm, _BatchNorm) or getattr(norm, "running_mean", None) is not None:
+        # Batch norms, frozen ones too, treat channels apart: one over K·C channels is K of them over C, in one call.
         return norm_layer(positions * channels)
     return PerPositionNorm([norm, *(norm_layer(channels) for _ in range(positions - 1))])
 

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kaconv.layers import KAConv2d
 from kaconv.models.registry import BUILDERS, OWN_BUILDERS, PLAIN, check_name
 
+NETWORK_OPTIONS = {"norm_layer", "replace_stride_with_dilation"}  # of plain models, too
 OPTIONS = "build_options"  # the attribute of a model that `save_checkpoint` reads
 
 
@@ -20,8 +21,8 @@ def build_model(name: str, num_classes: int | None = None, **options: Any) -> nn
     check_name(name)
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
         raise ValueError(f"num_classes must be an integer of at least 1; got {num_classes!r}")
-    if options and name in PLAIN:
-        raise ValueError(f"{name} has no KAConv2d, so it takes no {', '.join(options)}")
+    if name in PLAIN and (foreign := options.keys() - NETWORK_OPTIONS):
+        raise ValueError(f"{name} has no KAConv2d, so it takes no {', '.join(sorted(foreign))}")
     if name in OWN_BUILDERS:
         model = OWN_BUILDERS[name](num_classes=num_classes or 1000, **options)
         if not isinstance(model, nn.Module):

@@ -1,11 +1,13 @@
 """MobileNetV2 at the paper's two widths, plain and with KAConv2d in place of every depthwise triple."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 
 from kaconv.layers import KAConv2d
+from kaconv.models.resnet import refuse_kaconv_options
 
 # torchvision's t, c, n, s: expansion, output channels, repetitions, first stride.
 _SETTING = [
@@ -20,7 +22,12 @@ _SETTING = [
 
 
 def mobilenetv2(
-    num_classes: int, *, half_width: bool = False, attention: str | None = None, **kaconv_options: Any
+    num_classes: int,
+    *,
+    half_width: bool = False,
+    attention: str | None = None,
+    norm_layer: Callable[[int], nn.Module] | None = None,
+    **kaconv_options: Any,
 ) -> MobileNetV2:
     """MobileNetV2. Input (N, 3, H, W), output (N, num_classes) logits.
 
@@ -28,14 +35,19 @@ def mobilenetv2(
         half_width: the paper's .5× model: every width is halved but the stem's 32, the first block's 16 and the
             last layer's 1280. torchvision's `width_mult=0.5` halves the first two as well.
         attention: "L", "H", or None for the plain model.
+        norm_layer: called with a number of channels, gives a norm, of each kernel position of the KAConvs, too; batch
+            norm by default.
         kaconv_options: further arguments of KAConv2d.
     """
+    if attention is None:
+        refuse_kaconv_options(kaconv_options)
+    norm_layer = norm_layer or nn.BatchNorm2d
     setting = [_SETTING[0], *([t, c // 2, n, s] for t, c, n, s in _SETTING[1:])] if half_width else _SETTING
-    model = MobileNetV2(num_classes=num_classes, inverted_residual_setting=setting)
+    model = MobileNetV2(num_classes=num_classes, inverted_residual_setting=setting, norm_layer=norm_layer)
     if attention is not None:
         for block in model.modules():
             if isinstance(block, InvertedResidual):
-                _replace_depthwise(block.conv, attention, **kaconv_options)
+                _replace_depthwise(block.conv, attention, norm_layer=norm_layer, **kaconv_options)
     return model
 
 

@@ -17,10 +17,9 @@ from kaconv.utils.text import short_repr
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": partial(ResNet, (3, 4, 6, 3)),
     "resnet101": partial(ResNet, (3, 4, 23, 3)),
-    # The paper's ResNeXts and MobileNetV2s have no bias on the attention logits.
-    "resnext50_32x4d": partial(ResNet, (3, 4, 6, 3), groups=32, base_width=4, logit_bias=False),
-    "mobilenetv2_050": partial(mobilenetv2, half_width=True, logit_bias=False),
-    "mobilenetv2_100": partial(mobilenetv2, logit_bias=False),
+    "resnext50_32x4d": partial(ResNet, (3, 4, 6, 3), groups=32, base_width=4),
+    "mobilenetv2_050": partial(mobilenetv2, half_width=True),
+    "mobilenetv2_100": mobilenetv2,
     "resnet11_cifar": partial(ResNet, (1, 1, 1), planes=16, small_input=True),
     "resnet20_cifar": partial(ResNet, (2, 2, 2), planes=16, small_input=True),
     "resnet29_cifar": partial(ResNet, (3, 3, 3), planes=16, small_input=True),
@@ -33,8 +32,10 @@ PLAIN = _FAMILIES | {
     "resnext50_32x4d": torchvision.models.resnext50_32x4d,
 }
 
+# The paper's ResNeXts and MobileNetV2s have no bias on the attention logits.
+_NO_LOGIT_BIAS = ("resnext50_32x4d", "mobilenetv2_050", "mobilenetv2_100")
 _KACONV = {
-    f"ka_{family}_{attention.lower()}": partial(builder, attention=attention)
+    f"ka_{family}_{attention.lower()}": partial(builder, attention=attention, logit_bias=family not in _NO_LOGIT_BIAS)
     for family, builder in _FAMILIES.items()
     for attention in ("L", "H")
 }

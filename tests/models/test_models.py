@@ -74,6 +74,52 @@ def test_our_resnet_without_attention_is_torchvision_s(name, layers, groups, bas
         torch.testing.assert_close(ours(x), theirs(x))
 
 
+def test_replace_stride_with_dilation_is_torchvision_s():
+    dilated = {"replace_stride_with_dilation": [False, True, True]}
+    theirs = create_model("resnet50", num_classes=10, **dilated).eval()
+    ours = ResNet((3, 4, 6, 3), 10, **dilated).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+    layers = dict(create_model("ka_resnet50_l", **dilated).named_modules())
+    for name, module in theirs.named_modules():
+        if name.endswith(".conv2"):
+            assert layers[name].geometry.stride == module.stride
+            assert layers[name].geometry.dilation == module.dilation
+            assert layers[name].geometry.padding == module.padding
+
+
+def test_replace_stride_with_dilation_keeps_the_size_of_the_features():
+    model = create_model("ka_resnet11_cifar_l", num_classes=3, replace_stride_with_dilation=(False, True)).eval()
+    assert model.layer3(model.layer2(torch.randn(1, 64, 16, 16))).shape == (1, 256, 8, 8)
+    for wrong in ((True,), (True, False, True)):
+        with pytest.raises(ValueError, match=r"a value for each stage but the first, 2 in all; got \(True,"):
+            create_model("ka_resnet11_cifar_l", replace_stride_with_dilation=wrong)
+
+
+@pytest.mark.parametrize("name", ["ka_resnet11_cifar_l", "resnet11_cifar", "ka_mobilenetv2_050_l", "mobilenetv2_050"])
+def test_norm_layer_reaches_every_norm(name):
+    def norm_layer(channels):
+        return nn.GroupNorm(1, channels)
+
+    model = create_model(
+        name, num_classes=3, norm_layer=norm_layer, **({"generator_norm": "layer"} if "ka_" in name else {})
+    )
+    assert not any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in model.modules())
+    model(torch.randn(1, 3, 32, 32)).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["ka_resnet11_cifar_l", "ka_mobilenetv2_050_l", "resnet50"])
+def test_frozen_norms_take_a_model_s_weights_and_give_its_outputs(name):
+    model = create_model(name, num_classes=3).double()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    model(x)
+    frozen = create_model(name, num_classes=3, norm_layer=torchvision.ops.FrozenBatchNorm2d).double()
+    frozen.load_state_dict(model.state_dict())
+    torch.testing.assert_close(frozen.eval()(x), model.eval()(x))
+
+
 def test_plain_twins_are_torchvision_s():
     assert isinstance(create_model("resnet50"), torchvision.models.ResNet)
     expected = torchvision.models.mobilenet_v2().state_dict()
@@ -149,6 +195,10 @@ def test_options_reach_every_layer():
         ({"name": "ka_resnet50_l", "weights": "torchvision"}, "torchvision has no weights of ka_resnet50_l"),
         ({"name": "resnet50", "reduction": 8}, "resnet50 has no KAConv2d, so it takes no reduction"),
         ({"name": "resnet11_cifar", "reduction": 8}, "resnet11_cifar has no KAConv2d"),
+        (
+            {"name": "mobilenetv2_100", "replace_stride_with_dilation": (False, True)},
+            "a model without KAConv2d takes no replace_stride_with_dilation",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):
