@@ -54,7 +54,7 @@ class DetectionEvaluation:
 
 
 def _coco_evaluator(detections: Sequence[dict[str, Tensor]], targets: Sequence[Target]) -> Any:
-    """pycocotools' evaluator with all detections matched to targets, so that images can be drawn without doing it again."""
+    """pycocotools' evaluator, with all detections matched to targets: images can be drawn again without matching."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
