@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.datasets import CocoDetection, VOCDetection
+from torchvision.datasets import CocoDetection
 from torchvision.transforms import v2
 
 from kaconv.data.pictures import load_rgb
@@ -167,26 +167,29 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in folder.iterdir() if path.is_file()}
 
 
+_CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
 Object = tuple[str, tuple[float, float, float, float], bool]  # class, corners, uncounted
 
 
 def _voc_objects(path: Path) -> list[Object]:
     try:
-        parsed = VOCDetection.parse_voc_xml(ET.parse(path).getroot())["annotation"]
-        found = parsed.get("object", []) if isinstance(parsed, dict) else []  # a file may say nothing at all
-        return [_voc_object(entry) for entry in found]
+        return [_voc_object(entry) for entry in ET.parse(path).getroot().iter("object")]
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no annotation {path}") from None
-    except KeyError as error:
-        raise ValueError(f"the annotation {path} lacks {error}") from None
-    except (ET.ParseError, ValueError, TypeError, AttributeError) as error:
+    except (ET.ParseError, ValueError) as error:
         raise ValueError(f"the annotation {path} cannot be read: {error}") from None
 
 
-def _voc_object(entry: dict[str, Any]) -> Object:
-    box = entry["bndbox"]
-    left, top, right, bottom = (float(box[name]) for name in ("xmin", "ymin", "xmax", "ymax"))
-    return str(entry["name"]), _checked(left, top, right, bottom), entry.get("difficult", "0").strip() == "1"
+def _voc_object(entry: ET.Element) -> Object:
+    found = {name: entry.findtext(name) for name in ("name", *_CORNERS)}
+    if missing := [name for name, text in found.items() if text is None]:
+        raise ValueError(f"an object lacks {', '.join(missing)}")
+    left, top, right, bottom = (float(str(found[name])) for name in _CORNERS)
+    return (
+        str(found["name"]).strip(),
+        _checked(left, top, right, bottom),
+        entry.findtext("difficult", "0").strip() == "1",
+    )
 
 
 def _checked(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
