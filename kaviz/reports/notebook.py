@@ -95,6 +95,20 @@ def announce(seconds: float, work: str) -> None:
         )
 
 
+def model_error(error: float, images: int, info: Mapping[str, Any]) -> tuple[float, int]:
+    """A network's error in percent and how many images tell it: the images at hand, or those of its own test.
+
+    Args:
+        error: on the images at hand.
+        images: how many they are.
+        info: of the checkpoint. Weights that come with the package say there how they did on a whole test set, which
+            tells more than a few images.
+    """
+    if info.get("n", 0) > images:
+        return info["test_error"], info["n"]
+    return error, images
+
+
 def chance_warning(name: str, error: float, images: int, classes: int) -> Markdown | None:
     """A sentence on a network whose errors are those of guessing, else None; a notebook then claims nothing of it.
 
