@@ -311,9 +311,14 @@ def taps(
     """
     K: tl.constexpr = KERNEL[0] * KERNEL[1]
     n, tile, block = _program(tiles, blocks)
-    group, local, c_mask = _channels(block, C if DEPTHWISE else CO, BLOCK_C)
-    first = group * CI
-    c = group * CO + local
+    if DEPTHWISE:  # a plain range, so that what it reads and writes is known to be aligned
+        first = 0
+        c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+        c_mask = c < C
+    else:
+        group, local, c_mask = _channels(block, CO, BLOCK_C)
+        first = group * CI
+        c = group * CO + local
 
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     x += n * x_strides[0]
