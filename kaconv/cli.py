@@ -638,6 +638,11 @@ examples:
 The exported model takes `images` (N, 3, S, S), any N, prepared as the preprocessing in the file says, and gives
 `logits`. Model name, classes and preprocessing are JSON in the metadata property `kaconv` (onnx) or the extra file
 kaconv.json (pt2). onnx needs more packages: pip install 'kaconv[export]'.
+
+Both hold PyTorch's own operators and run without kaconv. In Python, compiled code with the fused kernels is had by
+  program = torch.export.export(kaconv.optimize_for_inference(model), (images,))
+  torch._inductor.aoti_compile_and_package(program, package_path="model.pt2")
+and runs by torch._inductor.aoti_load_package("model.pt2") after `import kaconv`.
 """
 
 

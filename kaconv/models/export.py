@@ -20,7 +20,9 @@ def export(checkpoint: Checkpoint, path: str | Path, format: str) -> None:
 
     The file also holds, as JSON, the model's name, classes, preprocessing and the checkpoint's info: in ONNX as the
     metadata property `kaconv`, in pt2 as the extra file `kaconv.json`. The layers are exported as PyTorch's own
-    operators, so that the file runs without kaconv; `torch.export.export(model, ...)` keeps the fused ones.
+    operators, so that the file runs without kaconv. A program of `torch.export.export(model, ...)` keeps the fused
+    ones, and so does the package that `torch._inductor.aoti_compile_and_package` makes of it: these run in Python,
+    where kaconv has been imported, for it is there that the fused operators are.
 
     Args:
         format: "onnx" or "pt2" (for `torch.export.load`).

@@ -1,12 +1,15 @@
 """The fused KAConv as operators of PyTorch, which torch.compile, torch.export and AOTInductor keep whole.
 
 Each operator is a pass of `kaconv.ops.fused.Taps` and has a fake kernel, which tells its outputs' shapes. In training
-there are `moments`, then `pool` and `aggregate`, which have derivatives, of the operators `reduce` and `gradients`;
-between the two stands the attention generator, traced as the module that it is. At inference there are `pooled` and
-`weighted_sum`. The geometry travels as `Geometry.numbers()`, the maps as the tensor z that `maps` gives, which is empty
-where each pass makes them for itself (`Taps.maps_shape`).
+there are `moments`, then `pool_maps` and `aggregate`, whose derivatives are the operators `pool_backward` and
+`aggregate_backward`; between the two stands the attention generator, traced as the module that it is. At inference
+there are `pooled` and `weighted_sum`. What is scaled and summed around a pass belongs to its operator, small as it is:
+each piece left to torch.compile is one more kernel to compile, for each size of layer. The geometry travels as
+`Geometry.numbers()`, the maps as the tensor z that `maps` gives, which is empty where each pass makes them for itself
+(`Taps.maps_shape`).
 
-A program that holds these operators runs where `kaconv` has been imported.
+A program that holds these operators runs where `kaconv` has been imported. An operator whose derivative changes needs
+a new name: torch.compile keeps compiled derivatives on disk, and knows them by the names of what they belong to.
 """
 
 import math
@@ -53,7 +56,7 @@ def kaconv2d(
 
     r, t, values = normalisation(norm, gamma, of_batch)
     if is_trained(x, weight, norm, attention_generator):
-        q, _, _, *links = pool(x, weight, z, gamma, beta, r, t, cap, numbers, values)
+        q, _, _, *links = pool_maps(x, weight, z, gamma, beta, r, t, cap, numbers, values)
         attention = attention_generator(q.to(x.dtype)).to(gamma.dtype)
         return aggregate(attention, links, *constants, z, gamma.detach(), beta.detach(), r, t, cap, numbers)
     scale, shift = gamma * r, gamma * t + beta
@@ -182,88 +185,11 @@ def _(
     return _new_output(x, weight, numbers)
 
 
-@torch.library.custom_op("kaconv::reduce", mutates_args=())
-def reduce(
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor,
-    r: Tensor,
-    t: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    dout: Tensor,
-    cap: float | None,
-    numbers: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`Taps.reduce`."""
-    return _taps(x, weight, numbers, z).reduce(r, t, gamma, beta, _cap(cap), dout)
-
-
-@reduce.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor,
-    r: Tensor,
-    t: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    dout: Tensor,
-    cap: float | None,
-    numbers: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _new_sums(x, r), _new_sums(x, r), _new_sums(x, r)
-
-
-@torch.library.custom_op("kaconv::gradients", mutates_args=("z",))
-def gradients(
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor,
-    r: Tensor,
-    t: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    dout: Tensor,
-    alpha: Tensor,
-    bias: Tensor,
-    delta: Tensor,
-    epsilon: Tensor,
-    cap: float | None,
-    numbers: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """`Taps.gradients`, which leaves the gradients of the maps in z."""
-    taps = _taps(x, weight, numbers, z)
-    slopes = (a.contiguous() for a in (alpha, bias, delta, epsilon))
-    dx, dweight = taps.gradients(r, t, gamma, beta, _cap(cap), dout, *slopes)
-    return dx, dweight.contiguous()
-
-
-@gradients.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor,
-    r: Tensor,
-    t: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    dout: Tensor,
-    alpha: Tensor,
-    bias: Tensor,
-    delta: Tensor,
-    epsilon: Tensor,
-    cap: float | None,
-    numbers: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    return _as(x, torch.empty_like(x)), torch.empty_like(weight, memory_format=torch.contiguous_format)
-
-
 # The two stages of a training step ---------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("kaconv::pool", mutates_args=())
-def pool(
+@torch.library.custom_op("kaconv::pool_maps", mutates_args=())
+def pool_maps(
     x: Tensor,
     weight: Tensor,
     z: Tensor,
@@ -298,7 +224,7 @@ def _links(
     )
 
 
-@pool.register_fake
+@pool_maps.register_fake
 def _(
     x: Tensor,
     weight: Tensor,
@@ -323,7 +249,61 @@ def _pool_saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     ctx.save_for_backward(x, weight, gamma, beta, r, t, active, active_xhat)
 
 
-def _pool_backward(
+@torch.library.custom_op("kaconv::pool_backward", mutates_args=("z",))
+def pool_backward(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    r: Tensor,
+    t: Tensor,
+    active: Tensor,
+    active_xhat: Tensor,
+    dq: Tensor,
+    dout: Tensor,
+    attention: Tensor,
+    dgamma: Tensor,
+    dbeta: Tensor,
+    cap: float | None,
+    numbers: Sequence[int],
+    values: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, gamma and beta; see `fused._Pool`. Those of the maps stay in z."""
+    dq = dq / pixels_of(x, Geometry.from_numbers(weight.shape[2:], numbers))
+    dgamma, dbeta = through_pool(dq, active, active_xhat, dgamma, dbeta)
+    slope = gamma * r
+    delta, epsilon = (slope * (total / values if values else torch.zeros_like(total)) for total in (dbeta, dgamma))
+    slopes = (slope * attention, slope * dq, delta, epsilon)
+    dx, dweight = _taps(x, weight, numbers, z).gradients(r, t, gamma, beta, _cap(cap), dout, *slopes)
+    return dx, dweight.contiguous(), dgamma, dbeta
+
+
+@pool_backward.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    r: Tensor,
+    t: Tensor,
+    active: Tensor,
+    active_xhat: Tensor,
+    dq: Tensor,
+    dout: Tensor,
+    attention: Tensor,
+    dgamma: Tensor,
+    dbeta: Tensor,
+    cap: float | None,
+    numbers: Sequence[int],
+    values: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    return _as(x, torch.empty_like(x)), dweight, torch.empty_like(gamma), torch.empty_like(beta)
+
+
+def _pool_gradients(
     ctx: Any,
     dq: Tensor | None,
     _active: None,
@@ -335,22 +315,18 @@ def _pool_backward(
     z: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     x, weight, gamma, beta, r, t, active, active_xhat = ctx.saved_tensors
-    geometry = Geometry.from_numbers(weight.shape[2:], ctx.numbers)
     if dout is None or attention is None or dgamma is None or dbeta is None:  # no `aggregate` in this backward
-        dout, attention = zeros(x, output_shape(x, weight, geometry)), torch.zeros_like(active)
-        dgamma, dbeta = torch.zeros_like(gamma), torch.zeros_like(beta)
-    dq = torch.zeros_like(active) if dq is None else dq / pixels_of(x, geometry)
-    dgamma, dbeta = through_pool(dq, active, active_xhat, dgamma, dbeta)
-    slope, values = gamma * r, ctx.values
-    delta, epsilon = (slope * (total / values if values else torch.zeros_like(total)) for total in (dbeta, dgamma))
-    # A copy, as `gradients` overwrites it; torch.compile leaves the copy out.
+        dout = zeros(x, output_shape(x, weight, Geometry.from_numbers(weight.shape[2:], ctx.numbers)))
+        attention, dgamma, dbeta = torch.zeros_like(active), torch.zeros_like(gamma), torch.zeros_like(beta)
+    dq = torch.zeros_like(active) if dq is None else dq
+    # A copy, as `pool_backward` overwrites it; torch.compile leaves the copy out.
     z = maps(x, weight, ctx.numbers) if z is None else z.clone()
-    slopes = (slope * attention, slope * dq, delta, epsilon)
-    dx, dweight = gradients(x, weight, z, r, t, gamma, beta, dout, *slopes, ctx.cap, ctx.numbers)
+    known = (gamma, beta, r, t, active, active_xhat, dq, dout, attention, dgamma, dbeta)
+    dx, dweight, dgamma, dbeta = pool_backward(x, weight, z, *known, ctx.cap, ctx.numbers, ctx.values)
     return dx, dweight, None, dgamma, dbeta, None, None, None, None, None
 
 
-pool.register_autograd(_pool_backward, setup_context=_pool_saves)
+pool_maps.register_autograd(_pool_gradients, setup_context=_pool_saves)
 
 
 @torch.library.custom_op("kaconv::aggregate", mutates_args=())
@@ -367,7 +343,7 @@ def aggregate(
     cap: float | None,
     numbers: Sequence[int],
 ) -> Tensor:
-    """The output, from the attention; for the links see `pool`. All else is a constant here."""
+    """The output, from the attention; for the links see `pool_maps`. All else is a constant here."""
     return _taps(x, weight, numbers, z).aggregate(gamma * r, gamma * t + beta, attention.contiguous(), _cap(cap))
 
 
@@ -394,14 +370,50 @@ def _aggregate_saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(attention, x, weight, gamma, beta, r, t)
 
 
-def _aggregate_backward(ctx: Any, dout: Tensor | None) -> tuple[Any, ...]:
+@torch.library.custom_op("kaconv::aggregate_backward", mutates_args=())
+def aggregate_backward(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    r: Tensor,
+    t: Tensor,
+    dout: Tensor,
+    attention: Tensor,
+    cap: float | None,
+    numbers: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the attention, and the output's shares in those of gamma and beta."""
+    sums = _taps(x, weight, numbers, z).reduce(r, t, gamma, beta, _cap(cap), dout)
+    return through_aggregate(attention, gamma, beta, _cap(cap), sums)
+
+
+@aggregate_backward.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    r: Tensor,
+    t: Tensor,
+    dout: Tensor,
+    attention: Tensor,
+    cap: float | None,
+    numbers: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _new_sums(x, gamma), torch.empty_like(gamma), torch.empty_like(beta)
+
+
+def _aggregate_gradients(ctx: Any, dout: Tensor | None) -> tuple[Any, ...]:
     if dout is None:
         return (None,) * 11
     attention, x, weight, gamma, beta, r, t = ctx.saved_tensors
     z = maps(x, weight, ctx.numbers)
-    sums = reduce(x, weight, z, r, t, gamma, beta, dout, ctx.cap, ctx.numbers)
-    dattention, dgamma, dbeta = through_aggregate(attention, gamma, beta, _cap(ctx.cap), sums)
+    known = (gamma, beta, r, t, dout, attention)
+    dattention, dgamma, dbeta = aggregate_backward(x, weight, z, *known, ctx.cap, ctx.numbers)
     return dattention, [dout, attention, dgamma, dbeta, z], *[None] * 9
 
 
-aggregate.register_autograd(_aggregate_backward, setup_context=_aggregate_saves)
+aggregate.register_autograd(_aggregate_gradients, setup_context=_aggregate_saves)

@@ -40,17 +40,35 @@ def _act(pre, cap, HAS_CAP: tl.constexpr):
 
 
 @triton.jit
-def _dz(z, dout, r, t, gamma, beta, cap, alpha, bias, delta, epsilon, HAS_CAP: tl.constexpr):
-    """Gradient of a tile of z; the coefficients are rows, one value per channel."""
+def _dz(z, dout, norm, slopes, offsets, cap, HAS_CAP: tl.constexpr):
+    """Gradient of a tile of z. norm (r, t, gamma, beta), slopes (alpha, bias) and offsets (delta, epsilon) are rows."""
+    r, t, gamma, beta = norm
+    alpha, bias = slopes
+    delta, epsilon = offsets
     xhat = r * z + t
     active = _is_active(gamma * xhat + beta, cap, HAS_CAP)
     return tl.where(active, alpha * dout + bias, 0.0) - delta - epsilon * xhat
+
+
+# Rows and tiles ------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def _row(pointer, index, mask, ACC: tl.constexpr):
     """One value per channel, as a row that broadcasts over pixels."""
     return tl.load(pointer + index, mask=mask, other=0.0).to(ACC)[None, :]
+
+
+@triton.jit
+def _two_rows(pointers, index, mask, ACC: tl.constexpr):
+    return _row(pointers[0], index, mask, ACC), _row(pointers[1], index, mask, ACC)
+
+
+@triton.jit
+def _norm_rows(norm, index, mask, ACC: tl.constexpr):
+    """r, t, gamma and beta."""
+    r, t = _two_rows(norm, index, mask, ACC)
+    return r, t, _row(norm[2], index, mask, ACC), _row(norm[3], index, mask, ACC)
 
 
 @triton.jit
@@ -108,20 +126,153 @@ def _z_of(
         return tl.dot(seen.to(DOT), tl.trans(weight.to(DOT)), out_dtype=ACC, input_precision=PRECISION)
 
 
+@triton.jit
+def _z_of_many(
+    x,
+    pixels,
+    inside,
+    x_c,
+    w,
+    first,
+    c,
+    c_mask,
+    CI: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_CI: tl.constexpr,
+    ACC: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of z_k from more input channels than a tile of x holds."""
+    z = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for start in range(0, CI, BLOCK_CI):
+        ci = start + tl.arange(0, BLOCK_CI)
+        seen = _tile(x, pixels, inside, (first + ci) * x_c, ci < CI, CI % BLOCK_CI == 0)
+        weight = _tile(w, c * CI, c_mask, ci, ci < CI, CI % BLOCK_CI == 0)
+        z = tl.dot(seen.to(DOT), tl.trans(weight.to(DOT)), z, input_precision=PRECISION, out_dtype=ACC)
+    return z
+
+
+# Which pixels and channels a program has -----------------------------------------------------------------------------
+
+
+@triton.jit
+def _program(tiles, blocks):
+    """Sample, tile of pixels and block of channels. Neighbours share the tile: channel blocks run fastest."""
+    program = tl.program_id(0)
+    return (program // blocks // tiles).to(tl.int64), (program // blocks) % tiles, program % blocks
+
+
+@triton.jit
+def _channels(block, SIZE, BLOCK: tl.constexpr):
+    """Group, channels within it and their mask, for a block of the SIZE channels of each group."""
+    per_group = tl.cdiv(SIZE, BLOCK)
+    local = (block % per_group) * BLOCK + tl.arange(0, BLOCK)
+    return block // per_group, local, local < SIZE
+
+
+@triton.jit
+def _offset(k, KERNEL: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr):
+    """How far below and right of an output pixel (times the stride) tap k looks."""
+    return (k // KERNEL[1]) * DILATION[0] - PADDING[0], (k % KERNEL[1]) * DILATION[1] - PADDING[1]
+
+
+@triton.jit
+def _seen_pixels(i, j, valid, below, right, HIN, WIN, x_strides, STRIDE: tl.constexpr):
+    """Offsets of the input pixels that a tap sees from the output pixels (i, j), and whether they are in the image."""
+    row = i * STRIDE[0] + below
+    column = j * STRIDE[1] + right
+    inside = valid & (row >= 0) & (row < HIN) & (column >= 0) & (column < WIN)
+    return row * x_strides[2] + column * x_strides[3], inside
+
+
+@triton.jit
+def _input_pixels(tile, HIN, WIN, STRIDE: tl.constexpr, BLOCK_P: tl.constexpr):
+    """A tile of input pixels (row, column) = (a + SH·i, b + SW·j) of one residue class (a, b).
+
+    All of them are read by the same taps, and by each tap from one output pixel. Tiles of all classes are counted.
+    """
+    a = (tile % (STRIDE[0] * STRIDE[1])) // STRIDE[1]
+    b = tile % STRIDE[1]
+    wide = tl.cdiv(WIN, STRIDE[1])
+    p = (tile // (STRIDE[0] * STRIDE[1])) * BLOCK_P + tl.arange(0, BLOCK_P)
+    i = p // wide
+    j = p % wide
+    row = a + STRIDE[0] * i
+    column = b + STRIDE[1] * j
+    return a, b, i, j, row, column, (row < HIN) & (column < WIN)
+
+
+@triton.jit
+def _seen_by(
+    a, b, i, j, valid, k, H, W,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
+):  # fmt: skip
+    """The output pixels that see `_input_pixels` through tap k: whether the stride leads there; where; which exist."""
+    below, right = _offset(k, KERNEL, PADDING, DILATION)
+    up = a - below
+    left = b - right
+    out_i = i + up // STRIDE[0]
+    out_j = j + left // STRIDE[1]
+    exists = valid & (out_i >= 0) & (out_i < H) & (out_j >= 0) & (out_j < W)
+    return (up % STRIDE[0] == 0) & (left % STRIDE[1] == 0), out_i, out_j, exists
+
+
+# What is summed over a tile of z -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _moments(z, counted, outside, HELD: tl.constexpr, ACC: tl.constexpr):
+    """Mean, sum of squared deviations from it, and number of pixels."""
+    count = tl.sum(counted.to(ACC), 0)
+    mean = tl.sum(tl.where(counted[:, None], z, 0.0), 0) / tl.maximum(count, 1.0)
+    deviation = tl.where(counted[:, None], z - mean[None, :], 0.0)
+    squares = tl.sum(deviation * deviation, 0)
+    if HELD:
+        # Chan's combination with the zeros outside.
+        both = tl.maximum(count + outside, 1.0)
+        squares += mean * mean * (count * outside / both)
+        mean = mean * (count / both)
+        count += outside
+    return mean, squares, count
+
+
+@triton.jit
+def _active_sums(z, weight, norm, cap, counted, outside, HELD: tl.constexpr, HAS_CAP: tl.constexpr):
+    """Sums of weight and weight·xhat over the active, and of weight over the capped pixels. HELD: weight is 1."""
+    a, b, gamma, beta = norm
+    xhat = a * z + b
+    pre = gamma * xhat + beta
+    active = _is_active(pre, cap, HAS_CAP) & counted[:, None]
+    total = tl.sum(tl.where(active, weight, 0.0), 0)
+    total_xhat = tl.sum(tl.where(active, weight * xhat, 0.0), 0)
+    capped = total
+    if HAS_CAP:
+        capped = tl.sum(tl.where((pre >= cap) & counted[:, None], weight, 0.0), 0)
+    if HELD:
+        pre_outside = gamma * b + beta
+        active_outside = _is_active(pre_outside, cap, HAS_CAP)
+        total += outside * tl.sum(tl.where(active_outside, 1.0, 0.0), 0)
+        total_xhat += outside * tl.sum(tl.where(active_outside, b, 0.0), 0)
+        if HAS_CAP:
+            capped += outside * tl.sum(tl.where(pre_outside >= cap, 1.0, 0.0), 0)
+    return total, total_xhat, capped
+
+
+# The kernels ---------------------------------------------------------------------------------------------------------
+# Strides are those of samples, channels, rows and columns. KERNEL, STRIDE, PADDING and DILATION are (height, width).
+
+
 @triton.jit(do_not_specialize=["HIN", "WIN", "H", "W", "tiles", "blocks", "samples"])
 def taps(
     x,
     w,
     result,
     dout,
-    coefficient_0,  # (K, C): scale (POOLED, AGGREGATE), else r
-    coefficient_1,  # (K, C): shift (POOLED, AGGREGATE), else t
-    gamma,
-    beta,
-    alpha,  # (N, K, C): attention (AGGREGATE), else alpha
-    bias,
-    delta,
-    epsilon,
+    norm,  # (K, C): r, t, gamma, beta; scale and shift in place of r and t (POOLED, AGGREGATE)
+    slopes,  # (N, K, C): alpha, bias; the attention in place of alpha (AGGREGATE)
+    offsets,  # (K, C): delta, epsilon
     cap,
     samples,
     C,
@@ -129,14 +280,8 @@ def taps(
     WIN,
     H,
     W,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    o_n,  # strides of the result (AGGREGATE) or of dout (REDUCE, DZ)
-    o_c,
-    o_h,
-    o_w,
+    x_strides,
+    o_strides,  # of the result (AGGREGATE) or of dout (REDUCE, DZ)
     tiles,
     blocks,
     MODE: tl.constexpr,
@@ -144,14 +289,10 @@ def taps(
     DEPTHWISE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
-    K: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
     HAS_CAP: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -168,58 +309,55 @@ def taps(
 
     Partial sums go to result[quantity, sample, tile, k, c]; DZ to result[sample, k, pixel, c], of x's dtype.
     """
-    # Neighbouring programs share the tile of x: channel blocks run fastest.
-    program = tl.program_id(0)
-    block = program % blocks
-    tile = (program // blocks) % tiles
-    n = (program // blocks // tiles).to(tl.int64)
-    if DEPTHWISE:
+    K: tl.constexpr = KERNEL[0] * KERNEL[1]
+    n, tile, block = _program(tiles, blocks)
+    if DEPTHWISE:  # a plain range, so that what it reads and writes is known to be aligned
         first = 0
         c = block * BLOCK_C + tl.arange(0, BLOCK_C)
         c_mask = c < C
     else:
-        per_group = tl.cdiv(CO, BLOCK_C)
-        group = block // per_group
+        group, local, c_mask = _channels(block, CO, BLOCK_C)
         first = group * CI
-        local = (block % per_group) * BLOCK_C + tl.arange(0, BLOCK_C)
         c = group * CO + local
-        c_mask = local < CO
 
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-    x += n * x_n
+    x += n * x_strides[0]
+    x_c = x_strides[1]
+    outside = 0.0
     if HELD:
         pixel_mask = p < HIN * WIN
         row = p // WIN
         column = p % WIN
-        seen = _x_tile(x, row * x_h + column * x_w, pixel_mask, x_c, first, c, c_mask, DEPTHWISE, CI, CO, BLOCK_CI)
+        pixels = row * x_strides[2] + column * x_strides[3]
+        seen = _x_tile(x, pixels, pixel_mask, x_c, first, c, c_mask, DEPTHWISE, CI, CO, BLOCK_CI)
     else:
         counted = p < H * W
         i = p // W
         j = p % W
+        if (MODE == AGGREGATE) or (MODE == REDUCE) or (MODE == DZ):  # noqa: SIM109 (Triton has no `in`)
+            at_output = n * o_strides[0] + (i * o_strides[2] + j * o_strides[3])[:, None] + c[None, :] * o_strides[1]
     if MODE == AGGREGATE:
         out = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    if (MODE == REDUCE) or (MODE == DZ):  # noqa: SIM109 (Triton has no `in`)
-        targets = dout + n * o_n + (i * o_h + j * o_w)[:, None] + c[None, :] * o_c
-        g = tl.load(targets, counted[:, None] & c_mask[None, :], other=0.0).to(ACC)
+    if (MODE == REDUCE) or (MODE == DZ):  # noqa: SIM109
+        g = tl.load(dout + at_output, counted[:, None] & c_mask[None, :], other=0.0).to(ACC)
+    elif MODE == POOL:
+        g = tl.full((BLOCK_P, BLOCK_C), 1.0, ACC)
 
     for k in range(K):
         at = k * C + c
-        # Before the GEMM, so that it hides their latency.
-        if MODE != MOMENTS:
-            a = _row(coefficient_0, at, c_mask, ACC)
-            b = _row(coefficient_1, at, c_mask, ACC)
-        if (MODE == AGGREGATE) or (MODE == DZ):  # noqa: SIM109
-            alpha_k = _row(alpha, n * K * C + at, c_mask, ACC)
-        if (MODE == POOL) or (MODE == REDUCE) or (MODE == DZ):  # noqa: SIM109
-            gamma_k = _row(gamma, at, c_mask, ACC)
-            beta_k = _row(beta, at, c_mask, ACC)
-        if MODE == DZ:
-            bias_k = _row(bias, n * K * C + at, c_mask, ACC)
-            delta_k = _row(delta, at, c_mask, ACC)
-            epsilon_k = _row(epsilon, at, c_mask, ACC)
+        at_sample = n * K * C + at
+        # Coefficients before the GEMM, so that it hides their latency.
+        if (MODE == POOLED) or (MODE == AGGREGATE):  # noqa: SIM109
+            scale, shift = _two_rows(norm, at, c_mask, ACC)
+        elif MODE != MOMENTS:
+            norm_k = _norm_rows(norm, at, c_mask, ACC)
+        if MODE == AGGREGATE:
+            attention = _row(slopes[0], at_sample, c_mask, ACC)
+        elif MODE == DZ:
+            slopes_k = _two_rows(slopes, at_sample, c_mask, ACC)
+            offsets_k = _two_rows(offsets, at, c_mask, ACC)
 
-        below = (k // KW) * DH - PH
-        right = (k % KW) * DW - PW
+        below, right = _offset(k, KERNEL, PADDING, DILATION)
         w_k = w + k * C * CI
         if HELD:
             i = row - below
@@ -230,73 +368,45 @@ def taps(
             columns = tl.maximum(tl.minimum(W, WIN - right) - tl.maximum(0, -right), 0)
             outside = tl.where(tile == 0, H * W - rows * columns, 0).to(ACC)
         else:
-            seen_row = i * SH + below
-            seen_column = j * SW + right
-            inside = counted & (seen_row >= 0) & (seen_row < HIN) & (seen_column >= 0) & (seen_column < WIN)
-            pixels = seen_row * x_h + seen_column * x_w
+            pixels, inside = _seen_pixels(i, j, counted, below, right, HIN, WIN, x_strides, STRIDE)
             if DEPTHWISE or CI <= BLOCK_CI:
                 # No inner loop: this one is pipelined.
                 seen = _x_tile(x, pixels, inside, x_c, first, c, c_mask, DEPTHWISE, CI, CO, BLOCK_CI)
                 z = _z_of(seen, w_k, c, c_mask, DEPTHWISE, CI, BLOCK_CI, ACC, DOT, PRECISION)
             else:
-                z = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-                for start in range(0, CI, BLOCK_CI):
-                    ci = start + tl.arange(0, BLOCK_CI)
-                    seen = _tile(x, pixels, inside, (first + ci) * x_c, ci < CI, CI % BLOCK_CI == 0)
-                    weight = _tile(w_k, c * CI, c_mask, ci, ci < CI, CI % BLOCK_CI == 0)
-                    z = tl.dot(seen.to(DOT), tl.trans(weight.to(DOT)), z, input_precision=PRECISION, out_dtype=ACC)
+                z = _z_of_many(
+                    x, pixels, inside, x_c, w_k, first, c, c_mask,
+                    CI, BLOCK_P, BLOCK_C, BLOCK_CI, ACC, DOT, PRECISION,
+                )  # fmt: skip
 
         # Offset of [quantity 0, n, tile, k, c], and the distance between quantities.
         partial = (n * tiles + tile) * K * C + at
         quantity = samples.to(tl.int64) * tiles * K * C
         if MODE == MOMENTS:
-            count = tl.sum(counted.to(ACC), 0)
-            mean = tl.sum(tl.where(counted[:, None], z, 0.0), 0) / tl.maximum(count, 1.0)
-            deviation = tl.where(counted[:, None], z - mean[None, :], 0.0)
-            squares = tl.sum(deviation * deviation, 0)
-            if HELD:
-                # Chan's combination with the zeros outside.
-                both = tl.maximum(count + outside, 1.0)
-                squares += mean * mean * (count * outside / both)
-                mean = mean * (count / both)
-                count += outside
+            mean, squares, count = _moments(z, counted, outside, HELD, ACC)
             tl.store(result + partial, mean, c_mask)
             tl.store(result + quantity + partial, squares, c_mask)
             tl.store(result + 2 * quantity + partial, tl.zeros((BLOCK_C,), ACC) + count, c_mask)
         elif MODE == AGGREGATE:
-            out += alpha_k * _act(a * z + b, cap, HAS_CAP)
+            out += attention * _act(scale * z + shift, cap, HAS_CAP)
         elif MODE == POOLED:
-            total = tl.sum(tl.where(counted[:, None], _act(a * z + b, cap, HAS_CAP), 0.0), 0)
+            total = tl.sum(tl.where(counted[:, None], _act(scale * z + shift, cap, HAS_CAP), 0.0), 0)
             if HELD:
-                total += outside * tl.sum(_act(b, cap, HAS_CAP), 0)
+                total += outside * tl.sum(_act(shift, cap, HAS_CAP), 0)
             tl.store(result + partial, total, c_mask)
         elif MODE == DZ:
-            dz = _dz(z, g, a, b, gamma_k, beta_k, cap, alpha_k, bias_k, delta_k, epsilon_k, HAS_CAP)
+            dz = _dz(z, g, norm_k, slopes_k, offsets_k, cap, HAS_CAP)
             targets = result + (n * K + k) * H * W * C + p[:, None] * C + c[None, :]
             tl.store(targets, dz.to(result.dtype.element_ty), counted[:, None] & c_mask[None, :])
         else:
-            of_one = tl.full((BLOCK_P, BLOCK_C), 1.0, ACC) if MODE == POOL else g
-            xhat = a * z + b
-            pre = gamma_k * xhat + beta_k
-            active = _is_active(pre, cap, HAS_CAP) & counted[:, None]
-            total = tl.sum(tl.where(active, of_one, 0.0), 0)
-            total_xhat = tl.sum(tl.where(active, of_one * xhat, 0.0), 0)
-            if HELD:
-                pre_outside = gamma_k * b + beta_k
-                active_outside = _is_active(pre_outside, cap, HAS_CAP)
-                total += outside * tl.sum(tl.where(active_outside, 1.0, 0.0), 0)
-                total_xhat += outside * tl.sum(tl.where(active_outside, b, 0.0), 0)
+            total, total_xhat, capped = _active_sums(z, g, norm_k, cap, counted, outside, HELD, HAS_CAP)
             tl.store(result + partial, total, c_mask)
             tl.store(result + quantity + partial, total_xhat, c_mask)
             if HAS_CAP:
-                capped = tl.sum(tl.where((pre >= cap) & counted[:, None], of_one, 0.0), 0)
-                if HELD:
-                    capped += outside * tl.sum(tl.where(pre_outside >= cap, 1.0, 0.0), 0)
                 tl.store(result + 2 * quantity + partial, capped, c_mask)
 
     if MODE == AGGREGATE:
-        targets = result + n * o_n + (i * o_h + j * o_w)[:, None] + c[None, :] * o_c
-        tl.store(targets, out.to(result.dtype.element_ty), counted[:, None] & c_mask[None, :])
+        tl.store(result + at_output, out.to(result.dtype.element_ty), counted[:, None] & c_mask[None, :])
 
 
 @triton.jit(do_not_specialize=["HIN", "WIN", "H", "W", "tiles", "blocks"])
@@ -306,103 +416,66 @@ def depthwise_gradients(
     dx,
     dw,
     dout,
-    r,
-    t,
-    gamma,
-    beta,
-    alpha,
-    bias,
-    delta,
-    epsilon,
+    norm,  # r is times the weight
+    slopes,
+    offsets,
     cap,
     C,
     HIN,
     WIN,
     H,
     W,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    dx_n,
-    dx_c,
-    dx_h,
-    dx_w,
-    g_n,
-    g_c,
-    g_h,
-    g_w,
+    x_strides,
+    dx_strides,
+    g_strides,
     tiles,
     blocks,
     MULTIPLIER: tl.constexpr,
-    K: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
     HAS_CAP: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """dx, and dw's partial sums dw[sample, tile, k, c], from one look at x. r is times the weight.
+    """dx, and dw's partial sums dw[sample, tile, k, c], from one look at x.
 
-    A program owns input pixels (a + SH·i, b + SW·j) of one residue class (a, b): all of them are read by the same taps,
-    and by each tap from one output pixel, where z_k = w_k · x[this pixel]. `tiles` counts the tiles of all classes.
+    A program owns `_input_pixels`, for which z_k = w_k · x at the one output pixel that sees them through tap k.
     """
-    program = tl.program_id(0)
-    block = program % blocks
-    tile = (program // blocks) % tiles
-    n = (program // blocks // tiles).to(tl.int64)
+    K: tl.constexpr = KERNEL[0] * KERNEL[1]
+    n, tile, block = _program(tiles, blocks)
     ci = block * BLOCK_C + tl.arange(0, BLOCK_C)
     ci_mask = ci < C // MULTIPLIER
-
-    a = (tile % (SH * SW)) // SW
-    b = tile % SW
-    wide = tl.cdiv(WIN, SW)
-    p = (tile // (SH * SW)) * BLOCK_P + tl.arange(0, BLOCK_P)
-    i = p // wide
-    j = p % wide
-    row = a + SH * i
-    column = b + SW * j
-    valid = (row < HIN) & (column < WIN)
+    a, b, i, j, row, column, valid = _input_pixels(tile, HIN, WIN, STRIDE, BLOCK_P)
     mask = valid[:, None] & ci_mask[None, :]
-    seen = tl.load(x + n * x_n + (row * x_h + column * x_w)[:, None] + ci[None, :] * x_c, mask, other=0.0).to(ACC)
+    pixels = (row * x_strides[2] + column * x_strides[3])[:, None]
+    seen = tl.load(x + n * x_strides[0] + pixels + ci[None, :] * x_strides[1], mask, other=0.0).to(ACC)
     gradient = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    dout += n * g_n
+    dout += n * g_strides[0]
     dw += (n * tiles + tile) * K * C
 
     for k in range(K):
-        # Output pixel that sees this one through tap k: (i, j) + (up, left), if the stride leads there at all.
-        up = a + PH - (k // KW) * DH
-        left = b + PW - (k % KW) * DW
-        reached = (up % SH == 0) & (left % SW == 0)
-        out_i = i + up // SH
-        out_j = j + left // SW
-        seen_by = valid & (out_i >= 0) & (out_i < H) & (out_j >= 0) & (out_j < W)
+        reached, out_i, out_j, exists = _seen_by(a, b, i, j, valid, k, H, W, KERNEL, STRIDE, PADDING, DILATION)
         for m in range(MULTIPLIER):
             c = ci * MULTIPLIER + m
             at = k * C + c
             total = tl.zeros((BLOCK_C,), ACC)
             if reached:
-                targets = dout + (out_i * g_h + out_j * g_w)[:, None] + c[None, :] * g_c
-                g = tl.load(targets, seen_by[:, None] & ci_mask[None, :], other=0.0).to(ACC)
+                targets = dout + (out_i * g_strides[2] + out_j * g_strides[3])[:, None] + c[None, :] * g_strides[1]
+                g = tl.load(targets, exists[:, None] & ci_mask[None, :], other=0.0).to(ACC)
                 weight = _row(w, at, ci_mask, ACC)
-                dz = _dz(
-                    seen, g, _row(r, at, ci_mask, ACC), _row(t, at, ci_mask, ACC),
-                    _row(gamma, at, ci_mask, ACC), _row(beta, at, ci_mask, ACC), cap,
-                    _row(alpha, n * K * C + at, ci_mask, ACC), _row(bias, n * K * C + at, ci_mask, ACC),
-                    _row(delta, at, ci_mask, ACC), _row(epsilon, at, ci_mask, ACC), HAS_CAP,
-                )  # fmt: skip
-                dz = tl.where(seen_by[:, None], dz, 0.0)
+                norm_k = _norm_rows(norm, at, ci_mask, ACC)
+                slopes_k = _two_rows(slopes, n * K * C + at, ci_mask, ACC)
+                offsets_k = _two_rows(offsets, at, ci_mask, ACC)
+                dz = tl.where(exists[:, None], _dz(seen, g, norm_k, slopes_k, offsets_k, cap, HAS_CAP), 0.0)
                 gradient += weight * dz
                 total = tl.sum(dz * seen, 0)
             tl.store(dw + at, total, ci_mask)
 
-    targets = dx + n * dx_n + (row * dx_h + column * dx_w)[:, None] + ci[None, :] * dx_c
+    pixels = (row * dx_strides[2] + column * dx_strides[3])[:, None]
+    targets = dx + n * dx_strides[0] + pixels + ci[None, :] * dx_strides[1]
     tl.store(targets, gradient.to(dx.dtype.element_ty), mask)
 
 
@@ -413,45 +486,27 @@ def input_gradient(
     dx,
     dout,
     dz_maps,
-    r,
-    t,
-    gamma,
-    beta,
-    alpha,
-    bias,
-    delta,
-    epsilon,
+    norm,
+    slopes,
+    offsets,
     cap,
     C,
     HIN,
     WIN,
     H,
     W,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    dx_n,
-    dx_c,
-    dx_h,
-    dx_w,
-    g_n,
-    g_c,
-    g_h,
-    g_w,
+    x_strides,
+    dx_strides,
+    g_strides,
     tiles,
     blocks,
     RECOMPUTE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
-    K: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
     HAS_CAP: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -460,42 +515,25 @@ def input_gradient(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dx of a group with many or few channels. Tiles of input pixels are as in `depthwise_gradients`.
+    """dx of a group with many or few channels, for `_input_pixels`.
 
     RECOMPUTE: a program holds its pixels' x with all CI <= BLOCK_CI input channels, and makes z_k, dz_k and dx from it
     in registers, as FlashAttention's backward pass does. Otherwise dz_k is read from dz_maps (sample, K, pixel, C).
     """
-    program = tl.program_id(0)
-    block = program % blocks
-    tile = (program // blocks) % tiles
-    n = (program // blocks // tiles).to(tl.int64)
-    per_group = tl.cdiv(CI, BLOCK_CI)
-    group = block // per_group
-    ci = (block % per_group) * BLOCK_CI + tl.arange(0, BLOCK_CI)
-    ci_mask = ci < CI
-
-    a = (tile % (SH * SW)) // SW
-    b = tile % SW
-    wide = tl.cdiv(WIN, SW)
-    p = (tile // (SH * SW)) * BLOCK_P + tl.arange(0, BLOCK_P)
-    i = p // wide
-    j = p % wide
-    row = a + SH * i
-    column = b + SW * j
-    valid = (row < HIN) & (column < WIN)
+    K: tl.constexpr = KERNEL[0] * KERNEL[1]
+    n, tile, block = _program(tiles, blocks)
+    group, ci, ci_mask = _channels(block, CI, BLOCK_CI)
+    a, b, i, j, row, column, valid = _input_pixels(tile, HIN, WIN, STRIDE, BLOCK_P)
     gradient = tl.zeros((BLOCK_P, BLOCK_CI), ACC)
     if RECOMPUTE:
-        pixels = row * x_h + column * x_w
-        seen = _tile(x + n * x_n, pixels, valid, (group * CI + ci) * x_c, ci_mask, CI % BLOCK_CI == 0).to(DOT)
-        dout += n * g_n
+        pixels = row * x_strides[2] + column * x_strides[3]
+        channels = (group * CI + ci) * x_strides[1]
+        seen = _tile(x + n * x_strides[0], pixels, valid, channels, ci_mask, CI % BLOCK_CI == 0).to(DOT)
+        dout += n * g_strides[0]
 
     for k in range(K):
-        up = a + PH - (k // KW) * DH
-        left = b + PW - (k % KW) * DW
-        if (up % SH == 0) & (left % SW == 0):
-            out_i = i + up // SH
-            out_j = j + left // SW
-            seen_by = valid & (out_i >= 0) & (out_i < H) & (out_j >= 0) & (out_j < W)
+        reached, out_i, out_j, exists = _seen_by(a, b, i, j, valid, k, H, W, KERNEL, STRIDE, PADDING, DILATION)
+        if reached:
             for start in range(0, CO, BLOCK_C):
                 local = start + tl.arange(0, BLOCK_C)
                 c_mask = local < CO
@@ -503,24 +541,21 @@ def input_gradient(
                 at = k * C + c
                 weight = _tile(w, at * CI, c_mask, ci, ci_mask, CI % BLOCK_CI == 0).to(DOT)
                 if RECOMPUTE:
-                    g = _tile(dout, out_i * g_h + out_j * g_w, seen_by, c * g_c, c_mask, CO % BLOCK_C == 0).to(ACC)
+                    targets = out_i * g_strides[2] + out_j * g_strides[3]
+                    g = _tile(dout, targets, exists, c * g_strides[1], c_mask, CO % BLOCK_C == 0).to(ACC)
                     z = tl.dot(seen, tl.trans(weight), out_dtype=ACC, input_precision=PRECISION)
-                    r_k = _row(r, at, c_mask, ACC)
-                    t_k = _row(t, at, c_mask, ACC)
-                    gamma_k = _row(gamma, at, c_mask, ACC)
-                    beta_k = _row(beta, at, c_mask, ACC)
-                    alpha_k = _row(alpha, n * K * C + at, c_mask, ACC)
-                    bias_k = _row(bias, n * K * C + at, c_mask, ACC)
-                    delta_k = _row(delta, at, c_mask, ACC)
-                    epsilon_k = _row(epsilon, at, c_mask, ACC)
-                    dz = _dz(z, g, r_k, t_k, gamma_k, beta_k, cap, alpha_k, bias_k, delta_k, epsilon_k, HAS_CAP)
-                    dz = tl.where(seen_by[:, None], dz, 0.0).to(w.dtype.element_ty)
+                    norm_k = _norm_rows(norm, at, c_mask, ACC)
+                    slopes_k = _two_rows(slopes, n * K * C + at, c_mask, ACC)
+                    offsets_k = _two_rows(offsets, at, c_mask, ACC)
+                    dz = _dz(z, g, norm_k, slopes_k, offsets_k, cap, HAS_CAP)
+                    dz = tl.where(exists[:, None], dz, 0.0).to(w.dtype.element_ty)
                 else:
                     maps = dz_maps + (n * K + k) * H * W * C
-                    dz = _tile(maps, (out_i * W + out_j) * C, seen_by, c, c_mask, CO % BLOCK_C == 0)
+                    dz = _tile(maps, (out_i * W + out_j) * C, exists, c, c_mask, CO % BLOCK_C == 0)
                 gradient = tl.dot(dz.to(DOT), weight, gradient, input_precision=PRECISION, out_dtype=ACC)
 
-    targets = dx + n * dx_n + (row * dx_h + column * dx_w)[:, None] + (group * CI + ci)[None, :] * dx_c
+    pixels = (row * dx_strides[2] + column * dx_strides[3])[:, None]
+    targets = dx + n * dx_strides[0] + pixels + (group * CI + ci)[None, :] * dx_strides[1]
     tl.store(targets, gradient.to(dx.dtype.element_ty), valid[:, None] & ci_mask[None, :])
 
 
@@ -531,42 +566,27 @@ def weight_gradient(
     dw,
     dout,
     dz_maps,
-    r,
-    t,
-    gamma,
-    beta,
-    alpha,
-    bias,
-    delta,
-    epsilon,
+    norm,
+    slopes,
+    offsets,
     cap,
     C,
     HIN,
     WIN,
     H,
     W,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    g_n,
-    g_c,
-    g_h,
-    g_w,
+    x_strides,
+    g_strides,
     tiles,
     all_tiles,
     splits,
     RECOMPUTE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
-    K: tl.constexpr,
-    KW: tl.constexpr,
-    SH: tl.constexpr,
-    SW: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    DH: tl.constexpr,
-    DW: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
     HAS_CAP: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -576,6 +596,7 @@ def weight_gradient(
     PRECISION: tl.constexpr,
 ):
     """Partial sums of dw, dw[split, k, c, ci]: a split is a run of (sample, tile of output pixels)."""
+    K: tl.constexpr = KERNEL[0] * KERNEL[1]
     program = tl.program_id(0)
     k = program % K  # the taps of a tile read nearly the same x and dout: run them side by side
     split = (program // K) % splits
@@ -583,23 +604,15 @@ def weight_gradient(
     ci_blocks = tl.cdiv(CI, BLOCK_CI)
     ci = (block % ci_blocks) * BLOCK_CI + tl.arange(0, BLOCK_CI)
     ci_mask = ci < CI
-    per_group = tl.cdiv(CO, BLOCK_C)
-    group = block // ci_blocks // per_group
-    local = (block // ci_blocks % per_group) * BLOCK_C + tl.arange(0, BLOCK_C)
+    group, local, c_mask = _channels(block // ci_blocks, CO, BLOCK_C)
     c = group * CO + local
-    c_mask = local < CO
     at = k * C + c
-    below = (k // KW) * DH - PH
-    right = (k % KW) * DW - PW
+    below, right = _offset(k, KERNEL, PADDING, DILATION)
 
     if RECOMPUTE:
         weight = tl.trans(_tile(w, at * CI, c_mask, ci, ci_mask, CI % BLOCK_CI == 0)).to(DOT)
-        r_k = _row(r, at, c_mask, ACC)
-        t_k = _row(t, at, c_mask, ACC)
-        gamma_k = _row(gamma, at, c_mask, ACC)
-        beta_k = _row(beta, at, c_mask, ACC)
-        delta_k = _row(delta, at, c_mask, ACC)
-        epsilon_k = _row(epsilon, at, c_mask, ACC)
+        norm_k = _norm_rows(norm, at, c_mask, ACC)
+        offsets_k = _two_rows(offsets, at, c_mask, ACC)
     gradient = tl.zeros((BLOCK_C, BLOCK_CI), ACC)
     per_split = tl.cdiv(all_tiles, splits)
     for index in range(split * per_split, tl.minimum((split + 1) * per_split, all_tiles)):
@@ -608,17 +621,15 @@ def weight_gradient(
         valid = p < H * W
         i = p // W
         j = p % W
-        row = i * SH + below
-        column = j * SW + right
-        inside = valid & (row >= 0) & (row < HIN) & (column >= 0) & (column < WIN)
-        pixels = row * x_h + column * x_w
-        seen = _tile(x + n * x_n, pixels, inside, (group * CI + ci) * x_c, ci_mask, CI % BLOCK_CI == 0).to(DOT)
+        pixels, inside = _seen_pixels(i, j, valid, below, right, HIN, WIN, x_strides, STRIDE)
+        channels = (group * CI + ci) * x_strides[1]
+        seen = _tile(x + n * x_strides[0], pixels, inside, channels, ci_mask, CI % BLOCK_CI == 0).to(DOT)
         if RECOMPUTE:
-            g = _tile(dout + n * g_n, i * g_h + j * g_w, valid, c * g_c, c_mask, CO % BLOCK_C == 0).to(ACC)
+            targets = i * g_strides[2] + j * g_strides[3]
+            g = _tile(dout + n * g_strides[0], targets, valid, c * g_strides[1], c_mask, CO % BLOCK_C == 0).to(ACC)
             z = tl.dot(seen, weight, out_dtype=ACC, input_precision=PRECISION)
-            alpha_k = _row(alpha, n * K * C + at, c_mask, ACC)
-            bias_k = _row(bias, n * K * C + at, c_mask, ACC)
-            dz = _dz(z, g, r_k, t_k, gamma_k, beta_k, cap, alpha_k, bias_k, delta_k, epsilon_k, HAS_CAP)
+            slopes_k = _two_rows(slopes, n * K * C + at, c_mask, ACC)
+            dz = _dz(z, g, norm_k, slopes_k, offsets_k, cap, HAS_CAP)
             dz = dz.to(w.dtype.element_ty)  # where not `inside`, x is 0
         else:
             dz = _tile(dz_maps + (n * K + k) * H * W * C, p * C, valid, c, c_mask, CO % BLOCK_C == 0)

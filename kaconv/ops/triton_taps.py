@@ -130,7 +130,7 @@ class TritonTaps:
 
     def pooled(self, scale: Tensor, shift: Tensor, cap: float) -> Tensor:
         """Mean over pixels of act(scale·z + shift), (N, K, C); scale and shift are (K, C)."""
-        (total,) = self._sums(self.kernels.POOLED, 1, cap, coefficient_0=self._scaled(scale), coefficient_1=shift)
+        (total,) = self._sums(self.kernels.POOLED, 1, cap, r=self._scaled(scale), t=shift)
         return total.sum(1) / (self.height * self.width)
 
     def pool(self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,10 +140,8 @@ class TritonTaps:
     def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
         """Sum over k of attention (N, K, C) times act(scale·z + shift): (N, C, H, W)."""
         out = _empty_like_format(self.like_x, (self.samples, self.channels, self.height, self.width))
-        scale = self._scaled(scale)
-        strides = out.stride()
-        aggregate = self.kernels.AGGREGATE
-        self._taps(aggregate, out, cap, None, strides, coefficient_0=scale, coefficient_1=shift, alpha=attention)
+        scale, strides = self._scaled(scale), out.stride()
+        self._taps(self.kernels.AGGREGATE, out, cap, None, strides, r=scale, t=shift, alpha=attention)
         return out
 
     def reduce(
@@ -182,7 +180,7 @@ class TritonTaps:
     # -- sums and maps over output pixels
 
     def _active_sums(self, mode, r, t, gamma, beta, cap, dout) -> tuple[Tensor, Tensor, Tensor]:
-        coefficients = {"coefficient_0": self._scaled(r), "coefficient_1": t, "gamma": gamma, "beta": beta}
+        coefficients = {"r": self._scaled(r), "t": t, "gamma": gamma, "beta": beta}
         if math.isfinite(cap):
             active, active_xhat, capped = self._sums(mode, 3, cap, dout, **coefficients).sum(2)
             return active, active_xhat, capped
@@ -213,8 +211,6 @@ class TritonTaps:
             channel_blocks = _ceil_div(self.channels, blocks["BLOCK_C"])
         else:
             channel_blocks = self.groups * _ceil_div(self.channels // self.groups, blocks["BLOCK_C"])
-        names = ("coefficient_0", "coefficient_1", "gamma", "beta", "alpha", "bias", "delta", "epsilon")
-        coefficients = self._coefficients(coefficients)
         self._launch(
             self.kernels.taps,
             x.shape[0] * self._tiles(mode) * channel_blocks,
@@ -223,10 +219,10 @@ class TritonTaps:
             result=result,
             dout=result if dout is None else dout[samples],
             # What a mode does not read is stood in for by a pointer that it has.
-            **{name: coefficients.get(name, result) for name in names},
+            **_grouped(self._coefficients(coefficients), result),
             **self._sizes(x, cap),
             samples=x.shape[0],
-            **dict(zip(("o_n", "o_c", "o_h", "o_w"), strides, strict=True)),
+            o_strides=strides,
             tiles=self._tiles(mode),
             blocks=channel_blocks,
             MODE=mode.value,
@@ -253,10 +249,10 @@ class TritonTaps:
             dx=dx,
             dw=dw,
             dout=dout,
-            **coefficients,
+            **_grouped(coefficients),
             **self._sizes(self.x, cap),
-            **_strides("dx", dx),
-            **_strides("g", dout),
+            dx_strides=dx.stride(),
+            g_strides=dout.stride(),
             tiles=tiles,
             blocks=channel_blocks,
             MULTIPLIER=self.channels // self.in_channels,
@@ -278,13 +274,11 @@ class TritonTaps:
         of_sample = self.positions * self.height * self.width * self.channels
         step = min(self.samples, max(1, _DZ_BYTES // (of_sample * self.x.element_size())))
         dz_maps = torch.empty(step * of_sample, dtype=self.x.dtype, device=self.x.device)
-        names = {"r": "coefficient_0", "t": "coefficient_1"}
         dw = torch.zeros(self.packed.shape, dtype=self.accumulator, device=self.x.device)
         for start in range(0, self.samples, step):
             chunk = slice(start, start + step)
             of_chunk = {name: c[chunk] if c.ndim == 3 else c for name, c in coefficients.items()}
-            renamed = {names.get(name, name): c for name, c in of_chunk.items()}
-            self._taps(self.kernels.DZ, dz_maps, cap, dout, dout.stride(), chunk, **renamed)
+            self._taps(self.kernels.DZ, dz_maps, cap, dout, dout.stride(), chunk, **of_chunk)
             dw += self._dense_gradients_of(chunk, dz_maps, dx, dout, cap, of_chunk)
         return dx, dw
 
@@ -305,9 +299,9 @@ class TritonTaps:
             "w": self.packed,
             "dout": dout,
             "dz_maps": x if recompute else dz_maps,
-            **coefficients,
+            **_grouped(coefficients),
             **self._sizes(x, cap),
-            **_strides("g", dout),
+            "g_strides": dout.stride(),
             "RECOMPUTE": recompute,
             **self._gemm_constants(),
         }
@@ -319,7 +313,7 @@ class TritonTaps:
             x.shape[0] * tiles * channel_blocks,
             **shared,
             dx=dx,
-            **_strides("dx", dx),
+            dx_strides=dx.stride(),
             tiles=tiles,
             blocks=channel_blocks,
             **blocks,
@@ -429,19 +423,17 @@ class TritonTaps:
     def _coefficients(self, coefficients: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: c.to(self.accumulator).contiguous() for name, c in coefficients.items()}
 
-    def _sizes(self, x: Tensor, cap: float) -> dict[str, float]:
+    def _sizes(self, x: Tensor, cap: float) -> dict[str, Any]:
         finite = math.isfinite(cap)
-        sizes = {"cap": float(cap) if finite else 0.0, "HAS_CAP": finite}
+        sizes: dict[str, Any] = {"cap": float(cap) if finite else 0.0, "HAS_CAP": finite}
         sizes |= {"C": self.channels, "HIN": self.in_height, "WIN": self.in_width, "H": self.height, "W": self.width}
-        return sizes | _strides("x", x)
+        return sizes | {"x_strides": x.stride()}
 
     def _constants(self) -> dict:
-        geometry = self.geometry
-        (sh, sw), (ph, pw), (dh, dw) = geometry.stride, geometry.padding, geometry.dilation
-        tl = self.kernels.tl
+        geometry, tl = self.geometry, self.kernels.tl
         return {
-            "K": self.positions, "KW": geometry.kernel[1],
-            "SH": sh, "SW": sw, "PH": ph, "PW": pw, "DH": dh, "DW": dw,
+            "KERNEL": geometry.kernel, "STRIDE": geometry.stride,
+            "PADDING": geometry.padding, "DILATION": geometry.dilation,
             "ACC": tl.float64 if self.accumulator == torch.float64 else tl.float32,
         }  # fmt: skip
 
@@ -479,8 +471,12 @@ def _empty_like_format(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
-    return {f"{name}_{axis}": stride for axis, stride in zip("nchw", tensor.stride(), strict=True)}
+_GROUPS = {"norm": ("r", "t", "gamma", "beta"), "slopes": ("alpha", "bias"), "offsets": ("delta", "epsilon")}
+
+
+def _grouped(coefficients: dict[str, Tensor], stand_in: Tensor | None = None) -> dict[str, tuple[Tensor | None, ...]]:
+    """Coefficients as the kernels take them."""
+    return {group: tuple(coefficients.get(name, stand_in) for name in names) for group, names in _GROUPS.items()}
 
 
 def _float32_precision() -> str:

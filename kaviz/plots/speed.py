@@ -37,7 +37,10 @@ _LEFT, _RIGHT = 1.35, 2.2  # free space beside the outermost marks, as factors; 
 
 
 def speed_frame(rows: "Iterable[BenchmarkRow]") -> pd.DataFrame:
-    """Times, ratios, distances from the floor and memory as a table, a line for each row; NaN: not measured."""
+    """Times, ratios, distances from the floor and memory as a table, a line for each row; NaN: not measured.
+
+    "compile s", the seconds that compiling took, is a column where there are compiled rows.
+    """
     columns = {
         "ms": lambda measured, plain: measured["median_ms"],
         "× plain": lambda measured, plain: measured["ratio"],
@@ -46,6 +49,8 @@ def speed_frame(rows: "Iterable[BenchmarkRow]") -> pd.DataFrame:
         "extra MiB": lambda measured, plain: plain and (measured["peak_bytes"] - plain["peak_bytes"]) / 2**20,
     }
     rows = list(rows)
+    if any(row[mode] and row[mode].get("compile_seconds") for row in rows for mode in _MODES):
+        columns["compile s"] = lambda measured, plain: measured.get("compile_seconds")
     plain = _plain_rows(rows)
     frame = {
         (_MODES[mode], name): [row[mode] and value(row[mode], plain[row["model"]][mode]) for row in rows]

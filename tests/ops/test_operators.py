@@ -13,7 +13,7 @@ from kaconv.ops.geometry import Geometry
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler for the fused backend")
 
 CHANNELS = {"depthwise": (4, 4, 4), "grouped": (8, 12, 4), "dense": (34, 36, 1)}
-STAGES = {"train": ["moments", "pool", "aggregate"], "eval": ["pooled", "weighted_sum"]}
+STAGES = {"train": ["moments", "pool_maps", "aggregate"], "eval": ["pooled", "weighted_sum"]}
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def test_compiled_equals_the_reference(channels, stride, training, grad):
     backend = Recorded()
     actual = results(torch.compile(compiled, backend=backend, fullgraph=True), compiled, x, grad)
     assert_same(actual, expected)
-    assert {"pool" if grad else "pooled", "maps"} <= set(backend.names)
+    assert {"pool_maps" if grad else "pooled", "maps"} <= set(backend.names)
 
 
 @pytest.mark.slow
@@ -169,18 +169,18 @@ def test_opcheck(channels):
     dout = torch.randn(len(x), len(weight), *geometry.output_size(*x.shape[2:]))
     z = operators.maps(x, weight, numbers)
     assert (z.numel() > 0) == (channels == "dense")
-    norm = (r, t, gamma, beta)
+    coefficients = (gamma, beta, r, t)
     torch.library.opcheck(operators.maps, (x, weight, numbers))
     torch.library.opcheck(operators.moments, (x, weight, z, numbers))
     torch.library.opcheck(operators.pooled, (x, weight, z, r, t, cap, numbers))
     torch.library.opcheck(operators.weighted_sum, (x, weight, z, r, t, attention, cap, numbers))
-    torch.library.opcheck(operators.reduce, (x, weight, z, *norm, dout, cap, numbers))
-    slopes = (attention, bias, delta, epsilon)
-    torch.library.opcheck(operators.gradients, (x, weight, z, *norm, dout, *slopes, cap, numbers))
+    torch.library.opcheck(operators.aggregate_backward, (x, weight, z, *coefficients, dout, attention, cap, numbers))
+    sums = (*torch.rand(2, *nkc).unbind(), bias, dout, attention, delta, epsilon)
+    torch.library.opcheck(operators.pool_backward, (x, weight, z, *coefficients, *sums, cap, numbers, 17))
     wanted = [a.clone().requires_grad_() for a in (x, weight, gamma, beta)]
     pool_inputs = (*wanted[:2], z, *wanted[2:], r, t, cap, numbers, 0)
-    torch.library.opcheck(operators.pool, pool_inputs)
-    links = [link.detach() for link in operators.pool(*pool_inputs)[3:]]
+    torch.library.opcheck(operators.pool_maps, pool_inputs)
+    links = [link.detach() for link in operators.pool_maps(*pool_inputs)[3:]]
     attention.requires_grad_()
     torch.library.opcheck(operators.aggregate, (attention, links, x, weight, z, gamma, beta, r, t, cap, numbers))
 

@@ -135,3 +135,16 @@ def test_styled_table_shows_what_is_missing_as_a_dash(rows):
     html = plots.style_speed(rows).to_html()
     lines = [re.sub("<[^>]+>", " ", row).split() for row in re.findall("<tr>(.*?)</tr>", html, re.DOTALL)]
     assert lines[4] == ["reference", "90.0", "9.00", "36.0", "3.0", "+2.0", *"–––––"]
+
+
+def test_compile_times_are_a_column_where_there_are_some(rows):
+    assert "compile s" not in plots.speed_frame(rows).columns.get_level_values(1)
+    compiled = {**rows[3], "variant": "fused-compiled", "training": None}
+    compiled["inference"] = {**compiled["inference"], "compile_seconds": 12.5}
+    frame = plots.speed_frame([*rows[:4], compiled])
+    times = frame["Inference", "compile s"]
+    assert times["ka_resnet50_l", "fused-compiled"] == 12.5
+    assert times.drop("fused-compiled", level="variant").isna().all()
+    assert frame["Training step", "compile s"].isna().all()
+    html = plots.style_speed([*rows[:4], compiled]).to_html()
+    assert "compile s" in html
