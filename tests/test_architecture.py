@@ -3,6 +3,8 @@
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -76,3 +78,9 @@ def test_public_names_are_there_and_no_modules(package: str) -> None:
     assert names or package == "kaconv.utils"  # whose modules are what others import
     assert not submodules & set(names)
     assert not [name for name in names if isinstance(getattr(there, name), ModuleType)]
+
+
+def test_the_layer_does_not_wait_for_torchvision() -> None:
+    """Its import takes as long as torch's own."""
+    code = "import sys; from kaconv import KAConv2d; assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

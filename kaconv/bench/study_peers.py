@@ -6,6 +6,8 @@ alone. The wide ones are plain, with wider bottlenecks: about as many multiply-a
 `ka_resnet29_cifar_l` has.
 """
 
+from typing import cast
+
 from torch import nn
 
 from kaconv.bench.peers import create_peer
@@ -37,9 +39,10 @@ def sk(num_classes: int = 10) -> nn.Module:
 
     model = create_model(PLAIN, num_classes)
     for block in _bottlenecks(model):
-        conv = block.conv2
+        conv = cast(nn.Conv2d, block.conv2)
         block.conv2 = SelectiveKernel(conv.in_channels, conv.out_channels, stride=conv.stride[0])
-        block.bn2, block.relu2 = nn.Identity(), nn.Identity()  # it has its own
+        for name in ("bn2", "relu2"):  # it has its own
+            setattr(block, name, nn.Identity())
     return model
 
 

@@ -37,7 +37,8 @@ def draw_shapes(folder: str | Path, *, train: int = 64, test: int = 24, size: in
 
 def _drawn(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[tuple[str, tuple[int, ...]]]]:
     ground = Image.fromarray(rng.integers(40, 216, (size, size, 3), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(2))
-    draw, objects = ImageDraw.Draw(ground), []
+    draw = ImageDraw.Draw(ground)
+    objects: list[tuple[str, tuple[int, ...]]] = []
     for _ in range(rng.integers(1, _MOST_OBJECTS + 1)):
         box = _free_place(rng, size, [box for _, box in objects])
         if box is None:

@@ -1,22 +1,26 @@
 """The choice of the implementation that computes a KAConv."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torchvision.ops import FrozenBatchNorm2d
 
 from kaconv.ops import eager, fused, operators, reference
 from kaconv.ops.constant import assume_constant_result
 from kaconv.ops.geometry import Geometry
 from kaconv.ops.sync_batch_norm import SYNCHRONISED, has_other_processes
+
+if TYPE_CHECKING:
+    from torchvision.ops import FrozenBatchNorm2d
 
 BACKENDS = ("auto", "reference", "eager", "fused")
 
@@ -77,7 +81,7 @@ def kaconv2d(
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         x, weight = x.to(dtype), weight.to(dtype)
-    if type(norm) is FrozenBatchNorm2d and not compiling:
+    if not compiling and _is_frozen(norm):
         norm = _as_batch_norm(norm)
     taps_type, reason = _fused_taps(x, weight, norm, act, geometry)
     if compiling and isinstance(norm, SYNCHRONISED) and has_other_processes():
@@ -112,7 +116,13 @@ def _fused_taps(
     return operators.taps_for(x, weight, geometry)
 
 
-def _as_batch_norm(frozen: FrozenBatchNorm2d) -> nn.BatchNorm2d:
+def _is_frozen(norm: nn.Module) -> bool:
+    """A FrozenBatchNorm2d. Who has one has imported torchvision, which takes as long as torch: the layer need not."""
+    torchvision = sys.modules.get("torchvision.ops")
+    return torchvision is not None and type(norm) is torchvision.FrozenBatchNorm2d
+
+
+def _as_batch_norm(frozen: "FrozenBatchNorm2d") -> nn.BatchNorm2d:
     """The batch norm in evaluation mode that computes the same; it shares the frozen one's numbers."""
     norm = nn.BatchNorm2d(len(frozen.weight), frozen.eps, device="meta").eval()
     norm.weight, norm.bias = (nn.Parameter(value, requires_grad=False) for value in (frozen.weight, frozen.bias))
