@@ -236,11 +236,11 @@ def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, cont
 def _statistics_alone(block: nn.Module) -> Iterator[None]:
     """Batch norms in training that do not count a batch into their running statistics: they have counted it."""
     norms = [norm for norm in block.modules() if isinstance(norm, _BatchNorm) and norm.training]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, count) in zip(norms, before, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
