@@ -4,6 +4,7 @@ By default a thin selection runs; `make test-suites` runs them all. Marked `suit
 """
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -29,9 +30,8 @@ SIDE = 64
 
 def over(names: list[str], thin: tuple[str, ...] = THIN) -> pytest.MarkDecorator:
     """A case for each model; those that are not among the thin selection carry the marker `suites`."""
-    return pytest.mark.parametrize(
-        "name", [name if name in thin else pytest.param(name, marks=pytest.mark.suites) for name in names]
-    )
+    params = [name if name in thin else pytest.param(name, marks=pytest.mark.suites) for name in names]
+    return pytest.mark.parametrize("name", params, scope="module")  # so that all cases of one model run together
 
 
 def images(count: int = 1, side: int = SIDE, channels: int = 3, **options: object) -> torch.Tensor:
@@ -39,8 +39,22 @@ def images(count: int = 1, side: int = SIDE, channels: int = 3, **options: objec
 
 
 def build(name: str, **options: object) -> nn.Module:
+    if not options:
+        return copy.deepcopy(original(name))
     torch.manual_seed(0)
     return create_model(name, **{"num_classes": 11} | options)
+
+
+@functools.lru_cache(maxsize=1)
+def original(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return create_model(name, num_classes=11)
+
+
+def assert_near(output: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal up to rounding, by the largest logit. In float64: an untrained ResNet makes much of float32's rounding."""
+    assert output.dtype == expected.dtype == torch.float64
+    assert (output - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def not_in_timm(name: str) -> None:
@@ -180,7 +194,7 @@ def test_forward_intermediates(name):
         last, levels = model.forward_intermediates(x)
         assert torch.equal(last, model.forward_features(x))
         assert [level.shape[1] for level in levels] == [level["num_chs"] for level in model.feature_info]
-        assert all(torch.equal(level.mean(), level.mean()) and level.isfinite().all() for level in levels)
+        assert all(level.isfinite().all() for level in levels)
         for indices, wanted in ((2, [count - 2, count - 1]), ([0, -1], [0, count - 1]), ((3, 1), [3, 1])):
             found = model.forward_intermediates(x, indices, intermediates_only=True)
             assert all(torch.equal(a, levels[i]) for a, i in zip(found, wanted, strict=True))
@@ -236,11 +250,11 @@ def test_torchscript_is_refused_in_one_line_where_it_cannot_script(name):
 @over(MODELS, thin=THIN[:1])  # with KAConv2d a layer's own test stands for it, in test_ecosystem.py
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
 def test_torch_jit_trace(name):
-    model, x = build(name).eval(), images()
+    model, x = build(name).eval().double(), images(dtype=torch.float64)
     with torch.no_grad():
         traced = torch.jit.trace(model, x, check_trace=False)  # which traces it twice more
-        torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-4)
-        assert traced(images(3)).shape == (3, 11)
+        assert_near(traced(x), model(x))
+        assert traced(images(3, dtype=torch.float64)).shape == (3, 11)
 
 
 @over(MODELS)
@@ -253,8 +267,8 @@ def test_torch_fx(name, training):
     if training:
         for output in outputs:
             output.mean().backward()
-        pairs = zip(model.parameters(), twin.parameters(), strict=True)
-        assert all(torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5) for a, b in pairs)
+        for key, value in model.named_parameters():
+            torch.testing.assert_close(twin.get_parameter(key).grad, value.grad)
 
 
 # What torchvision asks of one.
@@ -298,29 +312,19 @@ def test_gradients_of_the_input(name):
 
 @over(MODELS)
 def test_channels_last(name):
-    model, x = build(name).eval(), images(2)
+    model, x = build(name).eval().double(), images(2, dtype=torch.float64)
     with torch.no_grad():
         expected = model(x)
         output = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
+    assert_near(output, expected)
 
 
 @over(MODELS)
-def test_float64(name):
-    model, x = build(name).eval(), images()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(name, dtype):
     with torch.no_grad():
-        expected = model(x)
-        output = model.double()(x.double())
-    assert output.dtype == torch.float64
-    torch.testing.assert_close(output.float(), expected, rtol=1e-3, atol=1e-3)
-
-
-@over(MODELS)
-def test_bfloat16(name):
-    model, x = build(name).eval(), images()
-    with torch.no_grad():
-        output = model.bfloat16()(x.bfloat16())
-    assert output.dtype == torch.bfloat16
+        output = build(name).eval().to(dtype)(images(dtype=dtype))
+    assert output.dtype == dtype
     assert output.isfinite().all()
 
 
