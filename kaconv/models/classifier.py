@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 _GLOBAL_POOLS = ("avg", "")
 
@@ -196,9 +196,9 @@ class Classifier(nn.Module):
         if not self.grad_checkpointing or not torch.is_grad_enabled() or isinstance(x, fx.Proxy):
             return module(x)
         if isinstance(module, self.blocks):
-            # torch.compile, which takes no contexts, does not run the block twice as Python.
-            contexts = noop_context_fn if torch.compiler.is_compiling() else partial(_contexts, module)
-            return cast(Tensor, checkpoint(module, x, use_reentrant=False, context_fn=contexts))
+            if torch.compiler.is_compiling():  # which takes no contexts
+                return cast(Tensor, checkpoint(module, x, use_reentrant=False))
+            return cast(Tensor, checkpoint(module, x, use_reentrant=False, context_fn=partial(_contexts, module)))
         if isinstance(module, nn.Sequential):
             for child in module:
                 x = self._run(child, x)

@@ -16,7 +16,7 @@ from timm.optim import param_groups_layer_decay
 from torch import fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from kaconv import create_model, register
+from kaconv import create_model, register, use_backend
 from kaconv.layers import KAConv2d
 from kaconv.paper.published import TABLE
 
@@ -49,12 +49,6 @@ def build(name: str, **options: object) -> nn.Module:
 def original(name: str) -> nn.Module:
     torch.manual_seed(0)
     return create_model(name, num_classes=11)
-
-
-def assert_near(output: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal up to rounding, by the largest logit. In float64: an untrained ResNet makes much of float32's rounding."""
-    assert output.dtype == expected.dtype == torch.float64
-    assert (output - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def not_in_timm(name: str) -> None:
@@ -250,11 +244,12 @@ def test_torchscript_is_refused_in_one_line_where_it_cannot_script(name):
 @over(MODELS, thin=THIN[:1])  # with KAConv2d a layer's own test stands for it, in test_ecosystem.py
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
 def test_torch_jit_trace(name):
-    model, x = build(name).eval().double(), images(dtype=torch.float64)
+    model, x = build(name).eval(), images()
     with torch.no_grad():
         traced = torch.jit.trace(model, x, check_trace=False)  # which traces it twice more
-        assert_near(traced(x), model(x))
-        assert traced(images(3, dtype=torch.float64)).shape == (3, 11)
+        with use_backend("eager"):  # whose operators a trace holds
+            torch.testing.assert_close(traced(x), model(x))
+        assert traced(images(3)).shape == (3, 11)
 
 
 @over(MODELS)
@@ -312,11 +307,12 @@ def test_gradients_of_the_input(name):
 
 @over(MODELS)
 def test_channels_last(name):
-    model, x = build(name).eval().double(), images(2, dtype=torch.float64)
+    # In float64 and by the batch's statistics: the numbers of an untrained network without them run away.
+    model, x = build(name, drop_rate=0.0).double().train(), images(4, dtype=torch.float64)
     with torch.no_grad():
         expected = model(x)
         output = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    assert_near(output, expected)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
 @over(MODELS)
