@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_list_parser,
         add_train_parser,
         add_study_parser,
+        add_detect_parser,
         add_evaluate_parser,
         add_predict_parser,
         add_convert_parser,
@@ -402,6 +403,59 @@ def _train_study(args: argparse.Namespace, spec: Any, trainings: list, slurm: di
         rest = time_left(study_status(trainings), args.jobs)
         print(f"{training}: {number} of {len(trainings)} {'failed' if error else 'done'}; {rest}", flush=True)
     return bool(failures)
+
+
+DETECT_EXAMPLES = """\
+examples:
+  kaconv detect --data voc:/data/VOC2007 --backbone ka_mobilenetv2_050_l --detector ssdlite --out runs/voc-l
+  kaconv detect --data coco:/data/coco --backbone ka_resnet50_l --weights ka_resnet50_l.safetensors \\
+      --detector faster_rcnn --batch-size 16 --workers 8 --out runs/coco-l
+
+The second line beside the same one with resnet50 and --weights torchvision would test the paper's claim of gains on
+COCO: a Faster R-CNN with frozen batch norms on two backbones with ImageNet weights. It takes days of a GPU for each
+seed, and was not measured; notebooks/11_detection.ipynb does the same on a small extract.
+
+Data are voc:PATH (JPEGImages/, Annotations/, ImageSets/Main/; or images/, annotations/, train.txt, val.txt) or
+coco:PATH (annotations/instances_train*.json, instances_val*.json, train*/, val*/). OUT gets last.safetensors and
+summary.json, with COCO's average precision of the test images; the same command shows it again.
+"""
+
+
+def add_detect_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kaconv detect`."""
+    summary = "train a detector on images with boxes and measure its average precision"
+    parser = add_command(subparsers, "detect", run_detect, summary, DETECT_EXAMPLES)
+
+    def add(name: str, help: str, kind: type = str, **options: Any) -> None:
+        metavar = None if "choices" in options else "INT" if kind is int else "FLOAT" if kind is float else None
+        options.setdefault("default", argparse.SUPPRESS)
+        parser.add_argument(name, type=kind, help=help, metavar=metavar, **options)
+
+    add("--data", "voc:PATH or coco:PATH", required=True)
+    add("--backbone", "a name from `kaconv list`, but for the _cifar ones", required=True)
+    add("--detector", "ssdlite (for MobileNetV2), faster_rcnn or retinanet (default: ssdlite)")
+    add("--out", "the folder of the results: new, empty, or that of the same training", required=True)
+    add("--epochs", "passes over the training images (default: 26)", int)
+    add("--batch-size", "images of a step (default: 8)", int)
+    add("--lr", "peak learning rate (default: torchvision's for COCO, in proportion to the batch)", float)
+    add("--image-size", "in pixels: of SSDLite the side of a square, else the shorter side (default: 320; 800)", int)
+    add("--weights", "of the backbone, as for `kaconv train` (default: new ones)")
+    add("--norm", "batch, frozen or group (default: frozen with --weights, else batch)")
+    add("--trainable-layers", "stages of the backbone to train, 0 to 5 (default: 3 with --weights, else 5)", int)
+    add("--seed", "of everything random (default: 0)", int)
+    add("--workers", "processes that load images (default: 0)", int)
+
+
+def run_detect(args: argparse.Namespace) -> None:
+    """Train, and print the average precision."""
+    from kaconv.training.detection import CHECKPOINT, DetectionConfig, train_detector
+
+    options = {name: value for name, value in vars(args).items() if name != "run"}
+    summary = train_detector(DetectionConfig(**options)).summary
+    print(
+        f"{Path(args.out, CHECKPOINT)}: average precision {summary['average_precision']:.1f} % "
+        f"({summary['average_precision_50']:.1f} % at IoU 0.50), {summary['test_images']} test images"
+    )
 
 
 EVALUATE_EXAMPLES = """\

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torchvision.ops import FrozenBatchNorm2d
 
 from kaconv.ops import eager, fused, operators, reference
 from kaconv.ops.constant import assume_constant_result
@@ -76,6 +77,8 @@ def kaconv2d(
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         x, weight = x.to(dtype), weight.to(dtype)
+    if type(norm) is FrozenBatchNorm2d and not compiling:
+        norm = _as_batch_norm(norm)
     taps_type, reason = _fused_taps(x, weight, norm, act, geometry)
     if compiling and isinstance(norm, SYNCHRONISED) and has_other_processes():
         reason = "a compiled model has no kernels that share statistics between processes"
@@ -107,6 +110,14 @@ def _fused_taps(
     if x.device.type not in ("cpu", "cuda"):
         return None, f"there are no kernels for the device {x.device.type}"
     return operators.taps_for(x, weight, geometry)
+
+
+def _as_batch_norm(frozen: FrozenBatchNorm2d) -> nn.BatchNorm2d:
+    """The batch norm in evaluation mode that computes the same; it shares the frozen one's numbers."""
+    norm = nn.BatchNorm2d(len(frozen.weight), frozen.eps, device="meta").eval()
+    norm.weight, norm.bias = (nn.Parameter(value, requires_grad=False) for value in (frozen.weight, frozen.bias))
+    norm.running_mean, norm.running_var = frozen.running_mean, frozen.running_var
+    return norm
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -1,0 +1,257 @@
+"""Images with boxes: `load_detection("voc:PATH")`, `load_detection("coco:PATH")`."""
+
+import contextlib
+import io
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.datasets import CocoDetection
+from torchvision.transforms import v2
+
+from kaconv.data.pictures import load_rgb
+from kaconv.utils.extras import missing_package
+from kaconv.utils.text import short_repr
+
+KINDS = ("voc", "coco")
+Target = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Objects of an image: corners x1, y1, x2, y2 in pixels, classes from 0, and those that are not to be counted.
+
+    Args:
+        uncounted: for each object, whether it is "difficult" (VOC) or a crowd (COCO): nothing is learned from it, and
+            to find it or not to find it is no mistake.
+    """
+
+    corners: list[tuple[float, float, float, float]]
+    classes: list[int]
+    uncounted: list[bool]
+
+
+class DetectionImages(Dataset):
+    """Images with their boxes.
+
+    Each sample is an RGB image (3, H, W), float in [0, 1], in the orientation it is stored in, and a target as
+    torchvision's detectors take it: `boxes` (objects, 4) in pixels, `labels` (objects,) from 1, as 0 is the background,
+    and `iscrowd` (objects,), 1 for those that are not to be counted.
+
+    Args:
+        samples: the path of each image, and its objects.
+        transform: of the image and the target together, such as a flip.
+        counted_only: leave out the uncounted objects, as in training.
+    """
+
+    def __init__(
+        self, samples: list[tuple[Path, Boxes]], transform: Callable | None = None, counted_only: bool = False
+    ) -> None:
+        self.samples, self.counted_only = samples, counted_only
+        self.transform = transform or v2.Identity()
+        self._to_float = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        path, objects = self.samples[index]
+        image = load_rgb(str(path))
+        kept = [n for n, uncounted in enumerate(objects.uncounted) if not (self.counted_only and uncounted)]
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.tensor([objects.corners[n] for n in kept]).reshape(-1, 4),
+                format="XYXY",
+                canvas_size=(image.height, image.width),
+            ),
+            "labels": torch.tensor([objects.classes[n] + 1 for n in kept], dtype=torch.int64),
+            "iscrowd": torch.tensor([objects.uncounted[n] for n in kept], dtype=torch.int64),
+        }
+        return self._to_float(*self.transform(image, target))
+
+
+@dataclass
+class DetectionBundle:
+    """A detection data set: `train` is augmented, `test` is not."""
+
+    spec: str
+    train: DetectionImages
+    test: DetectionImages
+    classes: list[str]
+
+
+def load_detection(spec: str, *, crop: bool = False) -> DetectionBundle:
+    """Load a detection data set by its spec.
+
+    - `voc:PATH`: Pascal VOC's layout, PATH being the folder of a year (JPEGImages/, Annotations/, ImageSets/Main/), or
+      images/, annotations/, train.txt and val.txt. train.txt lists the training images by name, val.txt or test.txt the
+      others. Classes are sorted by name; coordinates are taken as they stand.
+    - `coco:PATH`: annotations/instances_train*.json and instances_val*.json, the images in train*/ and val*/.
+
+    Training images are mirrored at random.
+
+    Args:
+        crop: crop them at random, too, as SSD is trained (`v2.RandomIoUCrop`).
+
+    Raises:
+        ValueError: for a bad spec, and for an annotation that is not as it should be, with its file.
+        FileNotFoundError: for missing files, with what was looked for and where.
+        ModuleNotFoundError: for COCO, where pycocotools is not installed.
+    """
+    kind, _, path = str(spec).partition(":")
+    if kind not in KINDS or not path:
+        raise ValueError(f"unknown detection data {short_repr(spec)}; it is given as voc:PATH or coco:PATH")
+    where = Path(path).expanduser()
+    if not where.is_dir():
+        raise FileNotFoundError(f"there is no folder {where.resolve()}")
+    train, test, classes = (_voc if kind == "voc" else _coco)(where)
+    crops = [v2.RandomIoUCrop()] if crop else []
+    transform = v2.Compose([*crops, v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes(labels_getter=_of_objects)])
+    return DetectionBundle(spec, DetectionImages(train, transform, counted_only=True), DetectionImages(test), classes)
+
+
+def collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """A batch as torchvision's detectors take it: images of several sizes stay apart."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+def _of_objects(sample: tuple[Any, Target]) -> tuple[Tensor, Tensor]:
+    """What goes with a box that a crop has cut away."""
+    return sample[1]["labels"], sample[1]["iscrowd"]
+
+
+Samples = list[tuple[Path, Boxes]]
+
+
+# Pascal VOC -----------------------------------------------------------------------------------------------------------
+
+
+def _voc(where: Path) -> tuple[Samples, Samples, list[str]]:
+    images = _first(where, "JPEGImages", "images")
+    annotations = _first(where, "Annotations", "annotations")
+    lists = where / "ImageSets" / "Main"
+    lists = lists if lists.is_dir() else where
+    splits = []
+    for split in (_first(lists, "train.txt"), _first(lists, "val.txt", "test.txt")):
+        names = [line.split()[0] for line in split.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not names:
+            raise ValueError(f"{split} names no image")
+        files = _files_by_stem(images)
+        missing = [name for name in names if name not in files]
+        if missing:
+            raise FileNotFoundError(f"{split} names {missing[0]}, but there is no image of that name in {images}")
+        splits.append([(files[name], _voc_objects(annotations / f"{name}.xml")) for name in names])
+    classes = sorted({name for split in splits for _, objects in split for name, _, _ in objects})
+    if not classes:
+        raise ValueError(f"the annotations in {annotations} have no objects")
+    train, test = ([(path, _boxes(objects, classes)) for path, objects in split] for split in splits)
+    return train, test, classes
+
+
+def _first(where: Path, *names: str) -> Path:
+    for name in names:
+        if (where / name).exists():
+            return where / name
+    raise FileNotFoundError(f"looked for {' or '.join(names)} in {where.resolve()}")
+
+
+def _files_by_stem(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in folder.iterdir() if path.is_file()}
+
+
+_CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+Object = tuple[str, tuple[float, float, float, float], bool]  # class, corners, uncounted
+
+
+def _voc_objects(path: Path) -> list[Object]:
+    try:
+        return [_voc_object(entry) for entry in ET.parse(path).getroot().iter("object")]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no annotation {path}") from None
+    except (ET.ParseError, ValueError) as error:
+        raise ValueError(f"the annotation {path} cannot be read: {error}") from None
+
+
+def _voc_object(entry: ET.Element) -> Object:
+    found = {name: entry.findtext(name) for name in ("name", *_CORNERS)}
+    if missing := [name for name, text in found.items() if text is None]:
+        raise ValueError(f"an object lacks {', '.join(missing)}")
+    left, top, right, bottom = (float(str(found[name])) for name in _CORNERS)
+    return (
+        str(found["name"]).strip(),
+        _checked(left, top, right, bottom),
+        entry.findtext("difficult", "0").strip() == "1",
+    )
+
+
+def _checked(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
+    if not (left <= right and top <= bottom):  # also where one is not a number
+        raise ValueError(f"a box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) is upside down")
+    return left, top, right, bottom
+
+
+def _boxes(objects: list[Object], classes: list[str]) -> Boxes:
+    """Those with an area: a box without one cannot be learned, and COCO has some."""
+    kept = [(name, box, uncounted) for name, box, uncounted in objects if box[0] < box[2] and box[1] < box[3]]
+    return Boxes([box for _, box, _ in kept], [classes.index(name) for name, _, _ in kept], [u for _, _, u in kept])
+
+
+# COCO -----------------------------------------------------------------------------------------------------------------
+
+
+def _coco(where: Path) -> tuple[Samples, Samples, list[str]]:
+    loaded = [_coco_split(where, split) for split in ("train", "val")]
+    names = {entry["id"]: str(entry["name"]) for data in loaded for entry in data.coco.dataset["categories"]}
+    classes = [names[number] for number in sorted(names)]
+    train, test = (_coco_samples(data, names, classes) for data in loaded)
+    return train, test, classes
+
+
+def _coco_split(where: Path, split: str) -> CocoDetection:
+    pattern = f"instances_{split}*.json"
+    files = sorted((where / "annotations").glob(pattern))
+    if len(files) != 1:
+        found = "none" if not files else ", ".join(file.name for file in files)
+        raise FileNotFoundError(f"looked for one {pattern} in {(where / 'annotations').resolve()}, found {found}")
+    folder = where / files[0].stem.removeprefix("instances_")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder.resolve()} with the images of {files[0].name}")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says that it loads
+            data = CocoDetection(folder, str(files[0]))
+        missing = [name for name in ("images", "annotations", "categories") if name not in data.coco.dataset]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(missing_package(error), name=error.name) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError, TypeError) as error:
+        raise ValueError(f"the annotations {files[0]} cannot be read: {error!r}") from None
+    if missing:
+        raise ValueError(f"the annotations {files[0]} lack {', '.join(missing)}")
+    if not data.ids:
+        raise ValueError(f"the annotations {files[0]} name no image")
+    return data
+
+
+def _coco_samples(data: CocoDetection, names: dict[int, str], classes: list[str]) -> Samples:
+    samples = []
+    for number in data.ids:
+        entry = data.coco.loadImgs(number)[0]
+        try:
+            objects = [_coco_object(annotation, names) for annotation in data.coco.imgToAnns[number]]
+            samples.append((Path(data.root) / entry["file_name"], _boxes(objects, classes)))
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"image {number} of {Path(data.root).name} has a bad annotation: {error!r}") from None
+    return samples
+
+
+def _coco_object(annotation: dict[str, Any], names: dict[int, str]) -> Object:
+    left, top, width, height = (float(value) for value in annotation["bbox"])
+    box = _checked(left, top, left + width, top + height)
+    return names[annotation["category_id"]], box, bool(annotation.get("iscrowd", 0))
