@@ -4,10 +4,10 @@ SPEC ?= reports/specs/default.yaml
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup report test test-ui docs lab lock clean
+.PHONY: help setup report test test-suites test-ui docs lab lock clean
 
 help:  ## show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: .venv/.ready  ## create .venv with the pinned packages and this project
 
@@ -30,6 +30,10 @@ test: .venv/.ready  ## lint, check types, then run the tests (ARGS="..." goes to
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-suites: .venv/.ready  ## run the cases of timm's and torchvision's model tests over all 15 models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m "suites or not suites" \
+	    tests/models/test_suites.py $(ARGS)
 
 test-ui: .venv/.ready  ## test the notebooks in Chromium (KAVIZ_SCREENSHOT=FILE.png keeps what the explorer looks like)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ui $(ARGS)

@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests that are marked `suites` out where `-m` does not name them."""
+    if "suites" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("suites")]
+        items[:] = [item for item in items if not item.get_closest_marker("suites")]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """The same random numbers in every test."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 _GLOBAL_POOLS = ("avg", "")
 
@@ -196,9 +196,9 @@ class Classifier(nn.Module):
         if not self.grad_checkpointing or not torch.is_grad_enabled() or isinstance(x, fx.Proxy):
             return module(x)
         if isinstance(module, self.blocks):
-            # torch.compile, which takes no contexts, does not run the block twice as Python.
-            contexts = noop_context_fn if torch.compiler.is_compiling() else partial(_contexts, module)
-            return cast(Tensor, checkpoint(module, x, use_reentrant=False, context_fn=contexts))
+            if torch.compiler.is_compiling():  # which takes no contexts
+                return cast(Tensor, checkpoint(module, x, use_reentrant=False))
+            return cast(Tensor, checkpoint(module, x, use_reentrant=False, context_fn=partial(_contexts, module)))
         if isinstance(module, nn.Sequential):
             for child in module:
                 x = self._run(child, x)
@@ -236,11 +236,11 @@ def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, cont
 def _statistics_alone(block: nn.Module) -> Iterator[None]:
     """Batch norms in training that do not count a batch into their running statistics: they have counted it."""
     norms = [norm for norm in block.modules() if isinstance(norm, _BatchNorm) and norm.training]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, count) in zip(norms, before, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -17,6 +17,7 @@ _EXTRAS = {
     ),
     "bench": ("timm",),
     "cluster": ("submitit",),
+    "hub": ("huggingface_hub",),
     "detection": ("pycocotools", "torchmetrics"),
     "metrics": ("quantus",),
     "export": ("onnx", "onnxruntime", "onnxscript"),

@@ -193,6 +193,13 @@ def test_options_reach_every_layer():
             "torchvision has no weights of mobilenetv2_050; it has them of resnet50, resnet101, resnext50_32x4d",
         ),
         ({"name": "ka_resnet50_l", "weights": "torchvision"}, "torchvision has no weights of ka_resnet50_l"),
+        ({"name": "resnet50", "weights": "torchvision", "in_chans": 1}, "are for 3 channels, not 1"),
+        ({"name": "resnet11_cifar", "in_chans": 0}, "in_chans must be an integer of at least 1; got 0"),
+        (
+            {"name": "resnet11_cifar", "num_classes": 0, "global_pool": "max"},
+            "global_pool must be 'avg' or ''; got 'max'",
+        ),
+        ({"name": "resnet11_cifar", "num_classes": 3, "global_pool": ""}, "it takes num_classes=0, not 3"),
         ({"name": "resnet50", "reduction": 8}, "resnet50 has no KAConv2d, so it takes no reduction"),
         ({"name": "resnet11_cifar", "reduction": 8}, "resnet11_cifar has no KAConv2d"),
         (
@@ -224,6 +231,25 @@ def test_weights_of_a_checkpoint(checkpoint, arguments, kind):
     assert model.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
     assert model.layer1[0].conv2.backend == arguments.get("backend", "auto")
+
+
+def test_weights_without_their_head(checkpoint):
+    path, _ = checkpoint
+    whole = create_model("ka_resnet11_cifar_l", weights=path).eval()
+    x = torch.randn(2, 3, 8, 8)
+    for global_pool in ("avg", ""):
+        model = create_model("ka_resnet11_cifar_l", 0, weights=path, global_pool=global_pool).eval()
+        features = whole.forward_features(x)
+        expected = whole.forward_head(features, pre_logits=True) if global_pool else features
+        assert torch.equal(model(x), expected)
+
+
+def test_other_input_channels_come_back_from_a_checkpoint(tmp_path):
+    model = create_model("ka_resnet11_cifar_l", 3, in_chans=1)
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, model, name="ka_resnet11_cifar_l", classes=["a", "b", "c"], preprocessing=DIGITS)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(create_model("ka_resnet11_cifar_l", weights=path).eval()(x), model.eval()(x))
 
 
 @pytest.mark.parametrize(
@@ -266,6 +292,8 @@ def test_torchvision_s_weights(hub, capsys):
     assert model.training
     assert not any(getattr(module, "inplace", False) for module in model.modules())
     assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"torchvision's weights of mobilenetv2_100 do not fit it with norm_layer\Z"):
+        create_model("mobilenetv2_100", weights="torchvision", norm_layer=lambda channels: nn.GroupNorm(1, channels))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnext50_32x4d", "mobilenetv2_100"])
