@@ -1,6 +1,6 @@
 """Checks a built site: every link leads to a page and place that is there, and nothing is loaded from the network.
 
-    python docs/_ext/check_site.py site/html
+python docs/_ext/check_site.py site/html
 """
 
 import re

@@ -23,7 +23,7 @@ def register() -> list[str]:
         The names, as of `kaconv.list_models("ka_*")`.
 
     Example:
-        >>> kaconv.register()
+        >>> names = kaconv.register()
         >>> model = timm.create_model("ka_resnet50_l", num_classes=10)
     """
     names = list_models("ka_*")
