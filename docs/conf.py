@@ -35,6 +35,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
 nb_merge_streams = True
+nb_ipywidgets_js: dict[str, dict] = {}  # it would be a script from the network
 suppress_warnings = ["misc.highlighting_failure"]  # `explorer` and `...` stand in for code
 
 # Docstrings have single backticks for code; a name that the reference has becomes a link to it.
