@@ -1,11 +1,12 @@
 """Every snippet of the documents and every example of a docstring, run; shell commands are parsed, not run."""
 
+import contextlib
+import io
 import re
 import shlex
 import sys
 import tomllib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -25,7 +26,7 @@ import kaviz.cli
 from kaconv.cli import build_parser
 from kaconv.data import IMAGENET, load_data
 from kaconv.models.checkpoints import save_checkpoint
-from kaconv.training import TrainConfig
+from kaconv.training import Run, TrainConfig
 from kaconv.training.trainer import fit
 from kaviz.reports.spec import declared_parameters
 
@@ -74,6 +75,12 @@ def small(config: TrainConfig) -> TrainConfig:
     return replace(config, model="ka_resnet11_cifar_l", data="fake", epochs=1, image_size=8)
 
 
+def short_study(models: list[str], seeds: list[int], **options) -> list[Run]:
+    """As `kaconv.training.train_study`, but short and silent."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return list(kaconv.training.train_study(models, seeds, data="fake", epochs=1, image_size=8, **options))
+
+
 @pytest.fixture
 def world(checkpoint, torch_home, tmp_path, monkeypatch):
     """The names that snippets take as given, and a folder with the files that they read."""
@@ -98,7 +105,6 @@ def world(checkpoint, torch_home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     monkeypatch.setattr(kaconv.training, "fit", lambda config: fit(small(config)), raising=False)
-    train_study = partial(kaconv.training.train_study, data="fake", epochs=1, image_size=8, progress=False)
     for name in ("display", "clear_output", "print"):
         monkeypatch.setattr(f"kaviz.live.{name}", lambda *_, **__: None, raising=False)
     names = [f"photo {number}" for number in range(8)]
@@ -108,7 +114,7 @@ def world(checkpoint, torch_home, tmp_path, monkeypatch):
         **{"images": images, "labels": labels, "classes": classes, "names": names, "loader": loader},
         **{"preprocessing": preprocessing, "record": record, "cat": 0, "dog": 1},
         **{"timm": timm, "create_model": kaconv.create_model},
-        **{"train_study": train_study, "models": ["resnet11_cifar"], "seeds": [0]},
+        **{"train_study": short_study, "models": ["resnet11_cifar"], "seeds": [0]},
     }
     for name in ("my_package", "my_package.nets"):
         sys.modules.pop(name, None)
