@@ -4,7 +4,7 @@ SPEC ?= reports/specs/default.yaml
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup report test test-suites test-ui docs lab lock clean
+.PHONY: help setup report test test-suites test-ui docs release-check lab lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -41,6 +41,9 @@ test-ui: .venv/.ready  ## test the notebooks in Chromium (KAVIZ_SCREENSHOT=FILE.
 docs: .venv/.ready  ## build the documentation site in site/ and check its links; nothing comes from the network
 	$(BIN)/python -m sphinx -b html -E -W --keep-going -q -d site/.doctrees docs site/html
 	$(BIN)/python docs/_ext/check_site.py site/html
+
+release-check: .venv/.ready docs  ## check packages in new environments, CHANGELOG, CITATION and site (TAG=v1.2.3 for a release)
+	PYTHONPATH=. $(BIN)/python docs/_ext/check_release.py $(TAG)
 
 lab: .venv/.ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

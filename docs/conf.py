@@ -1,9 +1,11 @@
 """The documentation site: `make docs` builds it from this folder, the docstrings and the repository's own documents."""
 
 import os
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
@@ -33,6 +35,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
 nb_merge_streams = True
+nb_ipywidgets_js: dict[str, dict] = {}  # it would be a script from the network
 suppress_warnings = ["misc.highlighting_failure"]  # `explorer` and `...` stand in for code
 
 # Docstrings have single backticks for code; a name that the reference has becomes a link to it.
@@ -40,6 +43,7 @@ default_role = "py:obj"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
 napoleon_use_rtype = False
@@ -56,7 +60,7 @@ html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False
-html_sidebars = {"**": ["sidebar-nav-bs"]}  # all pages, by `_templates/sidebar-nav-bs.html`
+html_sidebars = {"**": ["all-pages"]}
 html_theme_options = {
     "navbar_center": [],
     "navbar_end": ["theme-switcher"],
@@ -66,3 +70,16 @@ html_theme_options = {
     "show_toc_level": 2,
     "navigation_depth": 2,
 }
+
+
+def take_in_the_report(app: Any, error: Exception | None) -> None:
+    """Copy the pages of `make report`, if it has been run, beside the site's own; notebooks.md links to them."""
+    report = ROOT / "reports" / "out" / "default"
+    if error is None and (report / "index.html").exists():
+        hidden = shutil.ignore_patterns(".*")
+        shutil.copytree(report, Path(app.outdir) / "report", ignore=hidden, dirs_exist_ok=True)
+
+
+def setup(app: Any) -> None:
+    """Have Sphinx call what is above."""
+    app.connect("build-finished", take_in_the_report)

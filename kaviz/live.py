@@ -19,7 +19,7 @@ class LiveCurves:
     Example:
         >>> live = LiveCurves(trainings=6)
         >>> study = list(train_study(models, seeds, on_epoch=live.update))
-        >>> live.finish()
+        >>> live.finish(study)
     """
 
     def __init__(self, trainings: int, every: float = 3.0) -> None:

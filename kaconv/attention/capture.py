@@ -38,7 +38,7 @@ class AttentionCapture:
 
     Example:
         >>> with AttentionCapture(model, layers="layer3.*") as capture:
-        ...     model(images)
+        ...     logits = model(images)
         >>> record = capture.record(labels=labels)
     """
 

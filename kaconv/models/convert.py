@@ -117,7 +117,9 @@ def convert_to_kaconv(
 
     Example:
         >>> model, table = convert_to_kaconv(torchvision.models.resnet18(), where="layer*")
-        >>> print(table)
+        >>> print(table)  # doctest: +ELLIPSIS
+        replaced 8 of 20 convolutions
+        ...
     """
     patterns = [where] if isinstance(where, str) else list(where)
     _check_options(kaconv_options)

@@ -24,7 +24,7 @@ def register() -> list[str]:
         The names, as of `kaconv.list_models("ka_*")`.
 
     Example:
-        >>> kaconv.register()
+        >>> names = kaconv.register()
         >>> model = timm.create_model("ka_resnet50_l", num_classes=10, in_chans=1)
         >>> levels = timm.create_model("ka_resnet50_l", features_only=True, out_indices=(1, 2, 3, 4))
         >>> levels.feature_info.channels(), levels.feature_info.reduction()

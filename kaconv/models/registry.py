@@ -62,7 +62,7 @@ def register_builder(path: str) -> Callable[..., nn.Module]:
         ValueError: if there is no such module or function, or it cannot be called.
 
     Example:
-        >>> register_builder("my_package.nets:ka_resnet18")
+        >>> builder = register_builder("my_package.nets:ka_resnet18")
         >>> model = create_model("my_package.nets:ka_resnet18", num_classes=10)
     """
     module, colon, function = str(path).partition(":")

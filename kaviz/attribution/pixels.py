@@ -193,7 +193,7 @@ def attribute(
     Example:
         >>> attribute(model, images, labels, "grad_cam", layer="layer2").shape
         torch.Size([8, 3, 32, 32])
-        >>> attribute(model, images, (cat, dog), "integrated_gradients")  # why a cat and not a dog
+        >>> difference = attribute(model, images, (cat, dog), "integrated_gradients")  # why a cat and not a dog
     """
     how = _method(method, layer, noise_tunnel, return_convergence_delta)
     deltas: list[Tensor] = []

@@ -166,7 +166,7 @@ def export_explorer(
         ValueError: if something does not fit the record; nothing is written.
 
     Example:
-        >>> export_explorer(AttentionRecord.load("maps.npz"), "view.html")
+        >>> page = export_explorer(AttentionRecord.load("maps.npz"), "view.html")
     """
     packs = [view_pack(record, images=images, probabilities=probabilities, classes=classes, title=title)]
     for method, maps in (attributions or {}).items():

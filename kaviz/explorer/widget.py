@@ -50,10 +50,9 @@ class AttentionExplorer(anywidget.AnyWidget):
         ValueError: if the model has no KAConv2d layer or gives no (N, classes), or if the rest does not fit together.
 
     Example:
-        >>> explorer = AttentionExplorer(model, images, labels=labels, preprocessing=checkpoint.preprocessing)
-        >>> explorer  # the last line of a cell shows it
+        >>> explorer = AttentionExplorer(model, images, labels=labels, preprocessing=preprocessing)
         >>> explorer.state = {"a": 3, "b": 7, "layer": "layer4.2.conv2"}  # numbers of images, and a layer
-        >>> explorer.export("view.html")  # all of it in a page
+        >>> page = explorer.export("view.html")  # all of it in a page; as the last line of a cell, `explorer` shows it
     """
 
     _esm = FRONT / "explorer.js"
