@@ -27,7 +27,9 @@ def found(*boxes, width=10.0):
 
 def evaluation(detections, targets):
     scores = average_precision(detections, targets)
-    return DetectionEvaluation(scores["map"], scores["map_50"], scores["map_75"], detections, targets)
+    return DetectionEvaluation(
+        scores["map"], scores["map_50"], scores["map_75"], detections, targets, [(20, 100)] * len(targets)
+    )
 
 
 def test_all_found_is_100_and_nothing_is_0():
@@ -65,3 +67,13 @@ def test_the_interval_is_of_the_same_measure():
     alike = evaluation(detections[:1] * 6, targets[:1] * 6)  # whichever images are drawn
     assert alike.interval(10) == pytest.approx((alike.precision,) * 2)
     assert evaluation([found()] * 3, targets[:3]).interval(10) == (0, 0)
+
+
+def test_what_does_not_look_at_the_image_loses_nothing_with_another_one_s_detections():
+    targets = [target(0), target(40)]
+    assert evaluation([found(0), found(40)], targets).precision_of_another_image() == 0
+    blind = evaluation([found(0)] * 2, targets)
+    assert blind.precision_of_another_image() == pytest.approx(blind.precision)
+    half = {"boxes": torch.tensor([[0.0, 0, 5, 5]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    scaled = DetectionEvaluation(0, 0, 0, [found(), half], [target(0), target()], [(20, 100), (10, 50)])
+    assert scaled.precision_of_another_image() == 100
