@@ -35,4 +35,4 @@ def test_detections_below_the_score_are_left_out():
     first, second = figure.axes
     assert len([patch for patch in first.patches if isinstance(patch, Rectangle)]) == 4  # each with its outline
     assert not second.patches
-    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("cat 0.90", "nothing above 0.3")
+    assert (first.get_title(), second.get_title()) == ("cat 0.90", "nothing above 0.3")
