@@ -4,7 +4,7 @@ SPEC ?= reports/specs/default.yaml
 BIN := .venv/bin
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup report test test-ui lab lock clean
+.PHONY: help setup report test test-ui docs lab lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -34,6 +34,10 @@ test: .venv/.ready  ## lint, check types, then run the tests (ARGS="..." goes to
 test-ui: .venv/.ready  ## test the notebooks in Chromium (KAVIZ_SCREENSHOT=FILE.png keeps what the explorer looks like)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ui $(ARGS)
 
+docs: .venv/.ready  ## build the documentation site in site/ and check its links; nothing comes from the network
+	$(BIN)/python -m sphinx -b html -E -W --keep-going -q -d site/.doctrees docs site/html
+	$(BIN)/python docs/_ext/check_site.py site/html
+
 lab: .venv/.ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -42,4 +46,4 @@ lock: .venv/.ready  ## pin the newest packages that pyproject.toml admits
 	    --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean:  ## remove what reports and tests wrote (not .venv, not data/cache)
-	rm -rf reports/out .pytest_cache .ruff_cache
+	rm -rf reports/out site docs/runs .pytest_cache .ruff_cache

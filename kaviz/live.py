@@ -14,7 +14,7 @@ class LiveCurves:
 
     Args:
         trainings: how many there will be.
-        every: seconds between two pictures at least; drawing takes time from the training.
+        every: seconds between two drawings at least; drawing takes time from the training.
 
     Example:
         >>> live = LiveCurves(trainings=6)

@@ -107,6 +107,39 @@ class EffectRow(OutcomeChange):
     seed: NotRequired[int]
 
 
+class PooledEffectRow(TypedDict):
+    """Effects of an intervention in a layer in several trainings of a model, as one.
+
+    Of each of `MEASURES` (see `OutcomeChange`):
+
+    - its mean over seeds, under its own name
+    - `{measure}_interval`: 95 % of the mean, Student's over seeds, or for a single seed that over images
+    - `{measure}_values`, `{measure}_intervals`: those of the single seeds, the latter over images
+    """
+
+    model: NotRequired[str]
+    intervention: str
+    reference: NotRequired[str]
+    layer: str
+    seeds: list[int]
+    error_change: float
+    error_change_interval: Interval
+    error_change_values: list[float]
+    error_change_intervals: list[Interval]
+    log_probability_change: float
+    log_probability_change_interval: Interval | None
+    log_probability_change_values: list[float]
+    log_probability_change_intervals: list[Interval | None]
+    changed: float
+    changed_interval: Interval
+    changed_values: list[float]
+    changed_intervals: list[Interval]
+    donors_class: NotRequired[float]
+    donors_class_interval: NotRequired[Interval]
+    donors_class_values: NotRequired[list[float]]
+    donors_class_intervals: NotRequired[list[Interval]]
+
+
 class RemovalRow(OutcomeChange):
     """Effect of removing one kernel position of a layer; `attention` is what it had, a mean over channels, too."""
 
@@ -326,16 +359,11 @@ def compare_outcomes(outcome: Outcome, reference: Outcome) -> OutcomeChange:
     return change
 
 
-def pool_effects(rows: Sequence[EffectRow]) -> list[Row]:
-    """Effects in several trainings of a model as one: a dict for each group of rows that differ in the seed alone.
+def pool_effects(rows: Sequence[EffectRow]) -> list[PooledEffectRow]:
+    """Effects in several trainings of a model as one: a row for each group of rows that differ in the seed alone.
 
     Args:
         rows: those of `Effects.rows` or `Effects.contrast`, each with its model and seed.
-
-    Returns:
-        The names that the group has in common; seeds; and of each of `MEASURES` its mean, under its own name;
-        `{measure}_values` and `{measure}_intervals`, those of the single seeds, over images; `{measure}_interval`,
-        95 % of the mean: Student's over seeds, or for a single seed that over images.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in cast(Sequence[Row], rows):
@@ -347,7 +375,7 @@ def pool_effects(rows: Sequence[EffectRow]) -> list[Row]:
             values, intervals = ([row[key] for row in group] for key in (measure, f"{measure}_interval"))
             new |= {measure: float(np.mean(values)), f"{measure}_values": values, f"{measure}_intervals": intervals}
             new[f"{measure}_interval"] = t_interval(values) or intervals[0]
-        pooled.append(new)
+        pooled.append(cast(PooledEffectRow, new))
     return pooled
 
 

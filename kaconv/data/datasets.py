@@ -7,10 +7,11 @@ import io
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
@@ -44,6 +45,31 @@ class DataBundle:
     classes: list[str]
     preprocessing: Preprocessing
     note: str = ""  # how the splits came about, where that has to be said
+
+    def for_classes(self, classes: Sequence[str]) -> "DataBundle":
+        """The same images with labels that fit the outputs of a model for `classes`, matched by the classes' names.
+
+        An image of a class that the model does not know gets a label beyond its outputs, so that it still has a name
+        in `classes` of the result. `kaconv.inference.evaluate` counts such images in no error.
+        """
+        order = [*classes, *(name for name in self.classes if name not in classes)]
+        if order == self.classes:
+            return self
+        labels = [order.index(name) for name in self.classes]
+        train = None if self.train is None else _Renumbered(self.train, labels)
+        return replace(self, train=train, test=_Renumbered(self.test, labels), classes=order)
+
+
+class _Renumbered(Dataset):
+    def __init__(self, dataset: Dataset, labels: Sequence[int]) -> None:
+        self.dataset, self.labels = dataset, labels
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[index]
+        return image, self.labels[label]
 
 
 class TensorImages(Dataset):
@@ -265,7 +291,8 @@ def _name_what_is_passed_over(path: Path) -> None:
         if files:
             endings = ", ".join(sorted({file.suffix.lower() for file in files}))
             names = printable(_some([str(file) for file in files]))
-            _LOGGER.warning("%d %s files are passed over; convert them to JPEG or PNG: %s", len(files), endings, names)
+            count = f"{len(files)} {endings} file" + ("s are" if len(files) > 1 else " is")
+            _LOGGER.warning("%s passed over; convert to JPEG or PNG: %s", count, names)
 
 
 def _imagenet(path: Path, preprocessing: Preprocessing) -> Splits:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import logging
+import math
 from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,18 +51,27 @@ def make_accelerator(**options: Any) -> Accelerator:
 
 @dataclass
 class Evaluation:
-    """Errors in percent and mean cross-entropy over `n` samples; and, in the data set's order, what they come from."""
+    """Errors in percent and mean cross-entropy over `n` samples; and, in the data set's order, what they come from.
+
+    Samples of a class that the model does not know stand among the latter and count in no error. Where it knows none,
+    the errors and the loss are NaN.
+    """
 
     top1_error: float
     top5_error: float | None  # None for five classes or fewer, of which every label is among the five best
     loss: float
     n: int
-    labels: np.ndarray  # (n,)
-    predictions: np.ndarray  # (n,)
-    probabilities: np.ndarray  # (n, classes)
-    in_top5: np.ndarray  # (n,), whether the label is among the five best
-    indices: np.ndarray  # (n,), the samples' numbers in the data set: 0 ... n - 1 unless some were skipped
+    labels: np.ndarray  # (samples,); those beyond the model's outputs are of classes that it does not know
+    predictions: np.ndarray  # (samples,)
+    probabilities: np.ndarray  # (samples, classes)
+    in_top5: np.ndarray  # (samples,), whether the label is among the five best
+    indices: np.ndarray  # (samples,), their numbers in the data set: 0, 1, 2, ... unless some were skipped
     skipped: list[str] = field(default_factory=list)  # images that could not be read, by name
+
+    @property
+    def known(self) -> np.ndarray:
+        """Whether the model knows a sample's class, (samples,): `n` of them."""
+        return self.labels < self.probabilities.shape[1]
 
 
 def evaluate(
@@ -80,8 +90,8 @@ def evaluate(
     no top-5 error. Several processes share the samples, each taking a run of them, and all return the whole result.
 
     Args:
-        dataset: yields (3 x H x W tensor, int label). A label that the model has no output for is never right, and the
-            loss leaves it out.
+        dataset: yields (3 x H x W tensor, int label). A label that the model has no output for is that of
+            an unknown class: the sample is predicted, but counts in no error.
         batch_size: samples at a time in each process.
         accelerator: that of a running training.
         max_broken: how many images, over all processes, may be unreadable. They are named in the log and in
@@ -136,16 +146,17 @@ def _share(n: int, accelerator: Accelerator) -> range:
 
 
 def _evaluation(logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, skipped: list[str]) -> Evaluation:
-    n, classes = logits.shape
+    samples, classes = logits.shape
     broken = int((~logits.isfinite()).any(1).sum())
     if broken:
-        raise FloatingPointError(f"the model's outputs are not finite for {broken} of {n} samples")
+        raise FloatingPointError(f"the model's outputs are not finite for {broken} of {samples} samples")
     ranked = logits.topk(min(5, classes)).indices
     right = ranked == labels[:, None]
     known = labels < classes
+    n = int(known.sum())
     return Evaluation(
-        top1_error=100 * (n - int(right[:, 0].sum())) / n,
-        top5_error=100 * (n - int(right.sum())) / n if classes > 5 else None,
+        top1_error=_error(int(right[:, 0].sum()), n),
+        top5_error=_error(int(right.sum()), n) if classes > 5 else None,
         loss=F.cross_entropy(logits[known].double(), labels[known]).item(),
         n=n,
         labels=labels.numpy(),
@@ -234,6 +245,10 @@ def evaluate_checkpoint(
         "sha256": digest,
         "provenance": provenance(),
     }
+
+
+def _error(right: int, n: int) -> float:
+    return 100 * (n - right) / n if n else math.nan
 
 
 def _val_fraction_of(info: dict) -> float:

@@ -5,10 +5,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kaconv.data.preprocessing import IMAGENET
 from kaconv.layers import KAConv2d
+from kaconv.models.classifier import Classifier, initialise_linear
 from kaconv.models.registry import BUILDERS, OWN_BUILDERS, PLAIN, check_name
 
-NETWORK_OPTIONS = {"norm_layer", "replace_stride_with_dilation"}  # of plain models, too
+NETWORK_OPTIONS = {"in_chans", "global_pool", "drop_rate", "norm_layer", "replace_stride_with_dilation"}  # of all
 OPTIONS = "build_options"  # the attribute of a model that `save_checkpoint` reads
 
 
@@ -19,21 +21,28 @@ def build_model(name: str, num_classes: int | None = None, **options: Any) -> nn
     works in place. What it was built with, but for `backend`, goes with the model as `build_options`.
     """
     check_name(name)
-    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
-        raise ValueError(f"num_classes must be an integer of at least 1; got {num_classes!r}")
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 0):
+        raise ValueError(f"num_classes must be an integer of at least 0; got {num_classes!r}")
+    num_classes = 1000 if num_classes is None else num_classes
     if name in PLAIN and (foreign := options.keys() - NETWORK_OPTIONS):
         raise ValueError(f"{name} has no KAConv2d, so it takes no {', '.join(sorted(foreign))}")
     if name in OWN_BUILDERS:
-        model = OWN_BUILDERS[name](num_classes=num_classes or 1000, **options)
+        model: nn.Module = OWN_BUILDERS[name](num_classes=num_classes, **options)
         if not isinstance(model, nn.Module):
             raise ValueError(f"the builder {name} gave no nn.Module but a {type(model).__name__}")
     else:
-        model = BUILDERS[name](num_classes=num_classes or 1000, **options)
-        _initialise(model)
+        model = _build_own(name, num_classes, options)
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # so that a hook's value stays what the hook has seen
     model.build_options = {key: value for key, value in options.items() if key != "backend"}  # type: ignore[assignment]
+    return model
+
+
+def _build_own(name: str, num_classes: int, options: dict[str, Any]) -> Classifier:
+    model = BUILDERS[name](num_classes=num_classes, **options)
+    _initialise(model)
+    model.default_cfg = model.pretrained_cfg = _data_config(name, model)
     return model
 
 
@@ -44,6 +53,21 @@ def _initialise(model: nn.Module) -> None:
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            initialise_linear(module)
+
+
+def _data_config(name: str, model: Classifier) -> dict[str, Any]:
+    """What timm asks a model for: the paper's preprocessing, and where the input and the classes are."""
+    side = 32 if "_cifar" in name else IMAGENET.image_size
+    return {
+        "architecture": name,
+        "num_classes": model.num_classes,
+        "input_size": (3, side, side),
+        "pool_size": (side // model.feature_info[-1]["reduction"],) * 2,
+        "interpolation": IMAGENET.interpolation,
+        "crop_pct": IMAGENET.image_size / IMAGENET.resize,
+        "mean": tuple(IMAGENET.mean),
+        "std": tuple(IMAGENET.std),
+        "first_conv": model.first_conv,
+        "classifier": model.head,
+    }

@@ -2,13 +2,13 @@
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torchvision.models import list_models as list_torchvision_models
 from torchvision.models._api import register_model as register_in_torchvision  # it has no public name
 
-from kaconv.data.preprocessing import IMAGENET
+from kaconv.models.classifier import Classifier
 from kaconv.models.factory import create_model
 from kaconv.models.registry import list_models
 
@@ -16,15 +16,19 @@ from kaconv.models.registry import list_models
 def register() -> list[str]:
     """Make the KAConv models known to `torchvision.models.get_model`, and to `timm.create_model` where timm is.
 
-    They come without pretrained weights, and take `num_classes` and `KAConv2d`'s options. The plain models are left
-    out: both libraries have their own under these names. A second call changes nothing.
+    They come without pretrained weights, and take `num_classes` and the options of `kaconv.create_model`; by timm also
+    `features_only=True` with `out_indices`, counted from the highest resolution. The plain models are left out: both
+    libraries have their own under these names. A second call changes nothing.
 
     Returns:
         The names, as of `kaconv.list_models("ka_*")`.
 
     Example:
         >>> kaconv.register()
-        >>> model = timm.create_model("ka_resnet50_l", num_classes=10)
+        >>> model = timm.create_model("ka_resnet50_l", num_classes=10, in_chans=1)
+        >>> levels = timm.create_model("ka_resnet50_l", features_only=True, out_indices=(1, 2, 3, 4))
+        >>> levels.feature_info.channels(), levels.feature_info.reduction()
+        ([256, 512, 1024, 2048], [4, 8, 16, 32])
     """
     names = list_models("ka_*")
     known = set(list_torchvision_models())
@@ -54,14 +58,19 @@ def _timm_builder(name: str) -> Callable[..., nn.Module]:
         pretrained_cfg: object = None,
         pretrained_cfg_overlay: object = None,
         cache_dir: object = None,
+        features_only: bool = False,
+        out_indices: int | tuple[int, ...] | None = None,
         num_classes: int = 1000,
         **options: Any,
     ) -> nn.Module:
+        from timm.models._features import FeatureGetterNet  # it has no public name
+
         _check_no_pretrained(name, pretrained)
         model = create_model(name, num_classes, **options)
-        cfg = _data_config(name, num_classes)
-        model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
-        return model
+        if not features_only:
+            return model
+        levels = cast(Classifier, model).feature_info
+        return FeatureGetterNet(model, out_indices=len(levels) if out_indices is None else out_indices)
 
     build.__name__ = name  # which timm registers it by
     return build
@@ -73,17 +82,3 @@ def _check_no_pretrained(name: str, wanted: object) -> None:
             f"{name} has no pretrained weights in timm or torchvision; kaconv.create_model({name!r}, weights=PATH) "
             "loads a checkpoint"
         )
-
-
-def _data_config(name: str, num_classes: int) -> dict[str, Any]:
-    """What `timm.data.resolve_data_config` asks a model for: the paper's preprocessing."""
-    side = 32 if name.endswith(("_cifar_l", "_cifar_h")) else IMAGENET.image_size
-    return {
-        "architecture": name,
-        "num_classes": num_classes,
-        "input_size": (3, side, side),
-        "interpolation": "bicubic",
-        "crop_pct": 224 / 256,
-        "mean": tuple(IMAGENET.mean),
-        "std": tuple(IMAGENET.std),
-    }

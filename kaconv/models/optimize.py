@@ -11,7 +11,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from kaconv.layers import KAConv2d
 from kaconv.ops import operators
 from kaconv.ops.eager import folded_batch_norm
-from kaconv.ops.fused import cap_of
 
 _LOGGER = logging.getLogger("kaconv")
 
@@ -57,7 +56,7 @@ class InferenceKAConv2d(nn.Module):
     def __init__(self, layer: KAConv2d) -> None:
         super().__init__()
         self.geometry = layer.geometry
-        self.cap = cap_of(layer.act)  # type: ignore[arg-type]
+        self.cap = operators.finite_cap(layer.act)  # type: ignore[arg-type]
         weight = layer.weight.detach()
         if self.geometry.groups == 1:
             weight = weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)

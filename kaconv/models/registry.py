@@ -6,30 +6,30 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
 
-import torchvision
 from torch import nn
 
-from kaconv.models.mobilenetv2 import mobilenetv2
-from kaconv.models.resnet import ResNet
+from kaconv.models.classifier import Classifier
+from kaconv.models.mobilenetv2 import MobileNetV2
+from kaconv.models.resnet import PlainResNet, ResNet
 from kaconv.utils.text import short_repr
 
 # Builders take num_classes= and attention=, which is None for the plain model.
-_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+_FAMILIES: dict[str, Callable[..., Classifier]] = {
     "resnet50": partial(ResNet, (3, 4, 6, 3)),
     "resnet101": partial(ResNet, (3, 4, 23, 3)),
     "resnext50_32x4d": partial(ResNet, (3, 4, 6, 3), groups=32, base_width=4),
-    "mobilenetv2_050": partial(mobilenetv2, half_width=True),
-    "mobilenetv2_100": mobilenetv2,
+    "mobilenetv2_050": partial(MobileNetV2, half_width=True),
+    "mobilenetv2_100": MobileNetV2,
     "resnet11_cifar": partial(ResNet, (1, 1, 1), planes=16, small_input=True),
     "resnet20_cifar": partial(ResNet, (2, 2, 2), planes=16, small_input=True),
     "resnet29_cifar": partial(ResNet, (3, 3, 3), planes=16, small_input=True),
 }
 
 # The plain twins are torchvision's own where it has them.
-PLAIN = _FAMILIES | {
-    "resnet50": torchvision.models.resnet50,
-    "resnet101": torchvision.models.resnet101,
-    "resnext50_32x4d": torchvision.models.resnext50_32x4d,
+PLAIN: dict[str, Callable[..., Classifier]] = _FAMILIES | {
+    "resnet50": partial(PlainResNet, [3, 4, 6, 3]),
+    "resnet101": partial(PlainResNet, [3, 4, 23, 3]),
+    "resnext50_32x4d": partial(PlainResNet, [3, 4, 6, 3], groups=32, base_width=4),
 }
 
 # The paper's ResNeXts and MobileNetV2s have no bias on the attention logits.

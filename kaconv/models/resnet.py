@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
+import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
 
 from kaconv.layers import KAConv2d
+from kaconv.models.classifier import Classifier, as_class, refuse_kaconv_options
 
 
 def _conv3x3(cin: int, cout: int, stride: int, groups: int = 1, dilation: int = 1) -> nn.Module:
@@ -71,13 +74,52 @@ class Bottleneck(nn.Module):
         return self.relu3(out + identity)
 
 
-class ResNet(nn.Module):
-    """A residual network of bottlenecks. Input (N, 3, H, W), output (N, num_classes) logits.
+class _BottleneckClassifier(Classifier):
+    """The conventions of both: a stem, stages `layer1`, `layer2`, ... of bottlenecks, and a linear layer `fc`."""
+
+    first_conv, head = "conv1", "fc"
+    blocks = (Bottleneck, TorchvisionBottleneck)
+    drop_rate = 0.0
+    avgpool: nn.Module
+
+    def _trunk(self) -> list[str]:
+        return ["conv1", "bn1", "relu", "maxpool", *self._stages()]
+
+    def _stages(self) -> list[str]:
+        return [name for name, _ in self.named_children() if name.startswith("layer")]
+
+    def _levels(self) -> list[dict[str, Any]]:
+        stem: Any = self.conv1
+        reduction = stem.stride[0]
+        levels = [{"num_chs": stem.out_channels, "reduction": reduction, "module": "relu"}]
+        if isinstance(self.maxpool, nn.MaxPool2d):
+            reduction *= 2
+        for name in self._stages():
+            stage: Any = getattr(self, name)
+            reduction *= stage[0].conv2.stride[0]
+            levels.append({"num_chs": stage[-1].conv3.out_channels, "reduction": reduction, "module": name})
+        return levels
+
+    def _pool(self, x: Tensor) -> Tensor:
+        x = self.avgpool(x)
+        return F.dropout(x, self.drop_rate, self.training) if self.drop_rate else x
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns of parameters' names for timm's layer-wise learning rates, by block or, if coarse, by stage."""
+        return {"stem": r"^conv1|^bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
+
+class ResNet(_BottleneckClassifier):
+    """A residual network of bottlenecks. Input (N, in_chans, H, W), output (N, num_classes) logits.
 
     Args:
         layers: number of bottlenecks in each stage; the stages have widths planes, 2·planes, 4·planes, ...
+        num_classes: 0 for none: the output then is the pooled features.
         planes: width of the first stage and of the stem.
         small_input: a 3×3 stem without pooling, for images of 32×32, in place of the 7×7 one with stride 4.
+        in_chans: channels of the images.
+        global_pool: "avg", or "" for none, which takes num_classes=0.
+        drop_rate: share of the pooled features that training drops.
         norm_layer: called with a number of channels, gives a norm, of each kernel position of the KAConvs, too; batch
             norm by default.
         replace_stride_with_dilation: for each stage but the first, whether it keeps the size of its input, and its
@@ -98,6 +140,9 @@ class ResNet(nn.Module):
         base_width: int = 64,
         planes: int = 64,
         small_input: bool = False,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
         norm_layer: Callable[[int], nn.Module] | None = None,
         replace_stride_with_dilation: Sequence[bool] | None = None,
         **kaconv_options: Any,
@@ -111,16 +156,10 @@ class ResNet(nn.Module):
         self.bn1 = norm_layer(planes)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small_input else nn.MaxPool2d(3, 2, padding=1)
-        self.stages = [f"layer{i + 1}" for i in range(len(layers))]
-        options: dict[str, Any] = {
-            "groups": groups,
-            "base_width": base_width,
-            "attention": attention,
-            "norm_layer": norm_layer,
-        }
-        block: Callable[..., Bottleneck] = partial(Bottleneck, **options, **kaconv_options)
+        options: dict[str, Any] = {"groups": groups, "base_width": base_width, "attention": attention}
+        block: Callable[..., Bottleneck] = partial(Bottleneck, norm_layer=norm_layer, **options, **kaconv_options)
         inplanes, dilation = planes, 1
-        for i, (name, depth) in enumerate(zip(self.stages, layers, strict=True)):
+        for i, depth in enumerate(layers):
             stride = 2 if i > 0 and not dilated[i] else 1
             width = planes * 2**i
             # As in torchvision, a stage's first block still has the dilation of the stage before.
@@ -129,21 +168,46 @@ class ResNet(nn.Module):
             inplanes = width * Bottleneck.expansion
             for _ in range(depth - 1):
                 stage.append(block(inplanes, width, 1, dilation=dilation))
-            self.add_module(name, stage)
+            self.add_module(f"layer{i + 1}", stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inplanes, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        self.fc = nn.Linear(inplanes, num_classes or 1)
+        self.drop_rate = drop_rate
+        self._set_up(num_classes, in_chans, global_pool)
 
 
-def refuse_kaconv_options(options: dict[str, Any]) -> None:
-    """ValueError if a plain model is given options of KAConv2d."""
-    if options:
-        raise ValueError(f"a model without KAConv2d takes no {', '.join(options)}")
+class PlainResNet(_BottleneckClassifier, torchvision.models.ResNet):
+    """torchvision's own network of bottlenecks, with timm's conventions; arguments as of `ResNet`."""
+
+    def __init__(
+        self,
+        layers: list[int],
+        num_classes: int,
+        *,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        groups: int = 1,
+        base_width: int = 64,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+        replace_stride_with_dilation: Sequence[bool] | None = None,
+        **kaconv_options: Any,
+    ) -> None:
+        refuse_kaconv_options(kaconv_options)
+        _check_dilated(replace_stride_with_dilation, len(layers))
+        super().__init__(
+            TorchvisionBottleneck,
+            layers,
+            num_classes or 1,
+            groups=groups,
+            width_per_group=base_width,
+            norm_layer=norm_layer,
+            replace_stride_with_dilation=replace_stride_with_dilation,
+        )
+        self.drop_rate = drop_rate
+        self._set_up(num_classes, in_chans, global_pool)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return as_class(self, torchvision.models.ResNet)
 
 
 def _check_dilated(replace_stride_with_dilation: Sequence[bool] | None, stages: int) -> list[bool]:

@@ -8,6 +8,7 @@ only the input and some vectors are kept.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,28 +98,41 @@ def kaconv2d(
 ) -> Tensor:
     """As `kaconv.ops.reference.kaconv2d`, for batch norm with ReLU or ReLU6."""
     gamma, beta = affine(norm, x, geometry)
-    dtype = gamma.dtype
     call = _Call(taps_type, geometry, cap_of(act))
 
+    def of_batch() -> tuple[Tensor, Tensor, int]:
+        call.taps = taps_type(x, weight, geometry)
+        call.group = _process_group(norm)
+        return _over_processes(*call.taps.moments(), pixels_of(x, geometry) * len(x), call.group)
+
     with torch.no_grad():
-        if norm.training or norm.running_mean is None or norm.running_var is None:
-            call.taps = taps_type(x, weight, geometry)
-            call.group = _process_group(norm)
-            mean, var, call.values = _over_processes(*call.taps.moments(), pixels_of(x, geometry) * len(x), call.group)
-            if norm.training and norm.track_running_stats:
-                unbiased = var * (call.values / (call.values - 1))
-                update_running_statistics(norm, mean.flatten(), unbiased.flatten())
-        else:
-            mean, var = norm.running_mean.to(dtype).view_as(gamma), norm.running_var.to(dtype).view_as(gamma)
-        r = (var + norm.eps).rsqrt()
-        t = -mean * r
+        r, t, call.values = normalisation(norm, gamma, of_batch)
 
     if is_trained(x, weight, norm, attention_generator):
         q, *links = _Pool.apply(x, weight, gamma, beta, r, t, call)
-        attention = attention_generator(q.to(x.dtype)).to(dtype)
+        attention = attention_generator(q.to(x.dtype)).to(gamma.dtype)
         constants = (x.detach(), weight.detach(), gamma.detach(), beta.detach(), r, t, call)
         return _Aggregate.apply(attention, *links, *constants)
     return _infer(x, weight, gamma * r, gamma * t + beta, attention_generator, call)
+
+
+def normalisation(
+    norm: _BatchNorm, gamma: Tensor, of_batch: Callable[[], tuple[Tensor, Tensor, int]]
+) -> tuple[Tensor, Tensor, int]:
+    """r and t of a batch norm, (K, C) as gamma, and from how many values of a map they are; 0 for moving statistics.
+
+    of_batch: mean and biased variance of the maps, (K, C), and their number of values. Asked for where the norm goes by
+    its batch; then the running statistics move, too.
+    """
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        mean, var, values = of_batch()
+        if norm.training and norm.track_running_stats:
+            update_running_statistics(norm, mean.flatten(), (var * (values / (values - 1))).flatten())
+    else:
+        mean, var = (moving.to(gamma.dtype).view_as(gamma) for moving in (norm.running_mean, norm.running_var))
+        values = 0
+    r = (var + norm.eps).rsqrt()
+    return r, -mean * r, values
 
 
 def affine(norm: _BatchNorm, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:

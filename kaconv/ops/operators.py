@@ -9,6 +9,7 @@ where each pass makes them for itself (`Taps.maps_shape`).
 A program that holds these operators runs where `kaconv` has been imported.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from kaconv.ops.fused import (
     affine,
     cap_of,
     is_trained,
+    normalisation,
     output_shape,
     pixels_of,
     through_aggregate,
@@ -30,7 +32,6 @@ from kaconv.ops.fused import (
     zeros,
 )
 from kaconv.ops.geometry import Geometry
-from kaconv.ops.sync_batch_norm import update_running_statistics
 
 
 def kaconv2d(
@@ -43,19 +44,14 @@ def kaconv2d(
 ) -> Tensor:
     """As `kaconv.ops.fused.kaconv2d`, of one process."""
     gamma, beta = affine(norm, x, geometry)
-    numbers, cap, values = geometry.numbers(), cap_of(act), 0
+    numbers, cap = geometry.numbers(), finite_cap(act)
     constants = (x.detach(), weight.detach())
     z = maps(*constants, numbers)
-    if norm.training or norm.running_mean is None or norm.running_var is None:
-        values = x.shape[0] * pixels_of(x, geometry)
-        mean, var = moments(*constants, z, numbers)
-        if norm.training and norm.track_running_stats:
-            unbiased = var * (values / (values - 1))
-            update_running_statistics(norm, mean.flatten(), unbiased.flatten())
-    else:
-        mean, var = norm.running_mean.to(gamma.dtype).view_as(gamma), norm.running_var.to(gamma.dtype).view_as(gamma)
-    r = (var + norm.eps).rsqrt()
-    t = -mean * r
+
+    def of_batch() -> tuple[Tensor, Tensor, int]:
+        return *moments(*constants, z, numbers), x.shape[0] * pixels_of(x, geometry)
+
+    r, t, values = normalisation(norm, gamma, of_batch)
     if is_trained(x, weight, norm, attention_generator):
         q, _, _, *links = pool(x, weight, z, gamma, beta, r, t, cap, numbers, values)
         attention = attention_generator(q.to(x.dtype)).to(gamma.dtype)
@@ -64,6 +60,16 @@ def kaconv2d(
     q = pooled(x, weight, z, scale, shift, cap, numbers)
     attention = attention_generator(q.to(x.dtype)).to(scale.dtype)
     return weighted_sum(x, weight, z, scale, shift, attention, cap, numbers)
+
+
+def finite_cap(act: nn.ReLU | nn.ReLU6) -> float | None:
+    """As `kaconv.ops.fused.cap_of`, with None for infinity, which AOTInductor's packages cannot write down."""
+    cap = cap_of(act)
+    return cap if math.isfinite(cap) else None
+
+
+def _cap(cap: float | None) -> float:
+    return math.inf if cap is None else cap
 
 
 def taps_for(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[type[Taps], str | None]:
@@ -134,14 +140,16 @@ def _(x: Tensor, weight: Tensor, z: Tensor, numbers: Sequence[int]) -> tuple[Ten
 
 @torch.library.custom_op("kaconv::pooled", mutates_args=())
 def pooled(
-    x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, shift: Tensor, cap: float, numbers: Sequence[int]
+    x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, shift: Tensor, cap: float | None, numbers: Sequence[int]
 ) -> Tensor:
     """`Taps.pooled`."""
-    return _taps(x, weight, numbers, z).pooled(scale, shift, cap)
+    return _taps(x, weight, numbers, z).pooled(scale, shift, _cap(cap))
 
 
 @pooled.register_fake
-def _(x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, shift: Tensor, cap: float, numbers: Sequence[int]) -> Tensor:
+def _(
+    x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, shift: Tensor, cap: float | None, numbers: Sequence[int]
+) -> Tensor:
     return _new_sums(x, scale)
 
 
@@ -153,11 +161,11 @@ def weighted_sum(
     scale: Tensor,
     shift: Tensor,
     attention: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
 ) -> Tensor:
     """`Taps.aggregate`."""
-    return _taps(x, weight, numbers, z).aggregate(scale, shift, attention.contiguous(), cap)
+    return _taps(x, weight, numbers, z).aggregate(scale, shift, attention.contiguous(), _cap(cap))
 
 
 @weighted_sum.register_fake
@@ -168,7 +176,7 @@ def _(
     scale: Tensor,
     shift: Tensor,
     attention: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
 ) -> Tensor:
     return _new_output(x, weight, numbers)
@@ -184,11 +192,11 @@ def reduce(
     gamma: Tensor,
     beta: Tensor,
     dout: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`Taps.reduce`."""
-    return _taps(x, weight, numbers, z).reduce(r, t, gamma, beta, cap, dout)
+    return _taps(x, weight, numbers, z).reduce(r, t, gamma, beta, _cap(cap), dout)
 
 
 @reduce.register_fake
@@ -201,7 +209,7 @@ def _(
     gamma: Tensor,
     beta: Tensor,
     dout: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _new_sums(x, r), _new_sums(x, r), _new_sums(x, r)
@@ -221,13 +229,13 @@ def gradients(
     bias: Tensor,
     delta: Tensor,
     epsilon: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """`Taps.gradients`, which leaves the gradients of the maps in z."""
     taps = _taps(x, weight, numbers, z)
     slopes = (a.contiguous() for a in (alpha, bias, delta, epsilon))
-    dx, dweight = taps.gradients(r, t, gamma, beta, cap, dout, *slopes)
+    dx, dweight = taps.gradients(r, t, gamma, beta, _cap(cap), dout, *slopes)
     return dx, dweight.contiguous()
 
 
@@ -245,7 +253,7 @@ def _(
     bias: Tensor,
     delta: Tensor,
     epsilon: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     return _as(x, torch.empty_like(x)), torch.empty_like(weight, memory_format=torch.contiguous_format)
@@ -263,7 +271,7 @@ def pool(
     beta: Tensor,
     r: Tensor,
     t: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
     values: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -272,8 +280,8 @@ def pool(
     The fifth link hands on the maps. values: from how many of a map the statistics are; 0 for moving statistics.
     """
     geometry = Geometry.from_numbers(weight.shape[2:], numbers)
-    active, active_xhat, capped = _taps(x, weight, numbers, z).pool(r, t, gamma, beta, cap)
-    q = act_sum(gamma, beta, cap, active, active_xhat, capped) / pixels_of(x, geometry)
+    active, active_xhat, capped = _taps(x, weight, numbers, z).pool(r, t, gamma, beta, _cap(cap))
+    q = act_sum(gamma, beta, _cap(cap), active, active_xhat, capped) / pixels_of(x, geometry)
     return q, active, active_xhat, *_links(x, weight, q, gamma, numbers)
 
 
@@ -299,7 +307,7 @@ def _(
     beta: Tensor,
     r: Tensor,
     t: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
     values: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -356,11 +364,11 @@ def aggregate(
     beta: Tensor,
     r: Tensor,
     t: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
 ) -> Tensor:
     """The output, from the attention; for the links see `pool`. All else is a constant here."""
-    return _taps(x, weight, numbers, z).aggregate(gamma * r, gamma * t + beta, attention.contiguous(), cap)
+    return _taps(x, weight, numbers, z).aggregate(gamma * r, gamma * t + beta, attention.contiguous(), _cap(cap))
 
 
 @aggregate.register_fake
@@ -374,7 +382,7 @@ def _(
     beta: Tensor,
     r: Tensor,
     t: Tensor,
-    cap: float,
+    cap: float | None,
     numbers: Sequence[int],
 ) -> Tensor:
     return _new_output(x, weight, numbers)
@@ -392,7 +400,7 @@ def _aggregate_backward(ctx: Any, dout: Tensor | None) -> tuple[Any, ...]:
     attention, x, weight, gamma, beta, r, t = ctx.saved_tensors
     z = maps(x, weight, ctx.numbers)
     sums = reduce(x, weight, z, r, t, gamma, beta, dout, ctx.cap, ctx.numbers)
-    dattention, dgamma, dbeta = through_aggregate(attention, gamma, beta, ctx.cap, sums)
+    dattention, dgamma, dbeta = through_aggregate(attention, gamma, beta, _cap(ctx.cap), sums)
     return dattention, [dout, attention, dgamma, dbeta, z], *[None] * 9
 
 

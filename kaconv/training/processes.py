@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
+from kaconv.models.registry import OWN_BUILDERS
 from kaconv.training.config import TrainConfig
 from kaconv.training.run import METRICS, Run
 
@@ -33,7 +34,8 @@ def launch(config: TrainConfig, processes: int, *, on_epoch: Callable[[Run], Non
     if not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes must be a whole number >= 1, got {processes!r}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*torchrun, "-m", "kaconv", "train", *config.to_arguments()]
+    own = ["--builder", config.model] if config.model in OWN_BUILDERS else []
+    command = [*torchrun, "-m", "kaconv", *own, "train", *config.to_arguments()]
     follower = _Follower(config, on_epoch)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import yaml
 from filelock import FileLock, Timeout
@@ -37,22 +37,53 @@ _TEMPORARY = re.compile(
 EPOCH = (*RESULT, "train_loss", "train_error", "test_loss", "lr", "seconds", "images_per_second")
 
 
+class EpochResult(TypedDict):
+    """Test errors after an epoch of a training, in percent; epochs count from 1.
+
+    - test_top5_error: None for five classes or fewer
+    - test_error_fresh_statistics: with batch norm statistics taken afresh; of the last epoch, if the config asks for it
+    """
+
+    epoch: int
+    test_error: float
+    test_top5_error: float | None
+    test_error_fresh_statistics: NotRequired[float]
+
+
+class WarmUp(TypedDict, total=False):
+    """Setting of the attention's warm-up in an epoch's first step, where there is a warm-up."""
+
+    attention_uniform_share: float
+    attention_temperature: float
+
+
+class Epoch(EpochResult, WarmUp):
+    """An epoch of a training, as metrics.jsonl has it.
+
+    - train_loss: label smoothing included
+    - train_error: percent, of augmented images while the weights still change
+    - seconds: training and test; images_per_second: of the training
+    """
+
+    train_loss: float
+    train_error: float
+    test_loss: float
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
 @dataclass
 class Run:
     """A training as its folder holds it.
 
-    `history` has a dict per epoch: epoch (from 1), train_loss (label smoothing included), train_error, test_loss,
-    test_error, test_top5_error (None for five classes or fewer), lr, seconds (training and test), images_per_second
-    (training). Errors are in percent; train_error is that of augmented images while the weights still change. With
-    attention_warmup_epochs there is also attention_uniform_share or attention_temperature, that of the epoch's first
-    step. `summary` is empty until the run has finished: model, data, parameters, best and last (epoch, test_error,
-    test_top5_error; last also test_error_fresh_statistics, if the config asks for it), seconds, images_per_second,
-    provenance.
+    `summary` is empty until the run has finished: model, data, parameters, best and last (`EpochResult`), seconds,
+    images_per_second, provenance.
     """
 
     folder: Path
     config: TrainConfig
-    history: list[dict] = field(default_factory=list)
+    history: list[Epoch] = field(default_factory=list)
     summary: dict = field(default_factory=dict)
 
     @property
@@ -213,7 +244,7 @@ def _parse_config(text: str) -> TrainConfig:
     return TrainConfig.from_dict(values)
 
 
-def _parse_history(text: str) -> list[dict]:
+def _parse_history(text: str) -> list[Epoch]:
     history = [json.loads(line) for line in text.splitlines()]
     for epoch in history:
         check_numbers(epoch, EPOCH)

@@ -15,7 +15,7 @@ from kaconv.models import create_model
 from kaconv.models.complexity import complexity
 from kaconv.training.config import TrainConfig
 from kaconv.training.processes import launch
-from kaconv.training.run import Run, find_finished_run
+from kaconv.training.run import Epoch, Run, find_finished_run
 from kaconv.training.trainer import fit
 from kaconv.utils.intervals import t_interval, welch_interval, wilson_interval
 
@@ -90,9 +90,18 @@ def train(
     return launch(config, processes, on_epoch=on_epoch)
 
 
-def learning_curves(runs: Sequence[Run]) -> list[dict]:
-    """The epochs of all runs: `Run.history`'s dicts with the model and the seed."""
-    return [{"model": run.config.model, "seed": run.config.seed} | epoch for run in runs for epoch in run.history]
+class LearningCurveRow(Epoch):
+    """An epoch of one training of a study."""
+
+    model: str
+    seed: int
+
+
+def learning_curves(runs: Sequence[Run]) -> list[LearningCurveRow]:
+    """The epochs of all runs, with the model and the seed of each."""
+    return [
+        LearningCurveRow(model=run.config.model, seed=run.config.seed, **epoch) for run in runs for epoch in run.history
+    ]
 
 
 class StudyRow(TypedDict):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kaconv.data.datasets import load_data
+from kaconv.models.registry import OWN_BUILDERS, register_builder
 from kaconv.training.config import TrainConfig
 from kaconv.training.run import find_finished_run
 from kaconv.training.study import train
@@ -163,9 +164,12 @@ class Task:
 
     def __init__(self, config: TrainConfig, processes: int, threads: int | None) -> None:
         self.config, self.processes, self.threads = config, processes, threads
+        self.own_builder = config.model if config.model in OWN_BUILDERS else None  # the job is another process
 
     def __call__(self) -> str | None:
         """Train; what went wrong, if something did."""
+        if self.own_builder is not None:
+            register_builder(self.own_builder)
         if self.threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(self.threads)  # for the processes that it starts
             torch.set_num_threads(self.threads)
@@ -198,9 +202,16 @@ def _visible_gpus() -> list[int]:
 
 @contextmanager
 def _leaving_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, so that its jobs end with it."""
+    """Let SIGTERM end this process as Ctrl-C does, so that its jobs end with it.
+
+    They are ended by SIGINT, which a shell lets its background processes ignore, and those whatever they start.
+    """
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, stdev
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from scipy import optimize, stats
 
-from kaconv.training.run import Run, is_held
+from kaconv.training.run import EpochResult, Run, is_held
 from kaconv.training.study_spec import PLAIN_VARIANT, StudySpec, Training
 from kaconv.utils.checks import PERCENT, TEXT, check_values, whole
 from kaconv.utils.intervals import CONFIDENCE, t_interval
@@ -44,6 +44,33 @@ class StatusRow(TypedDict):
     test_error: float | None
     test_top5_error: float | None
     seconds_left: float | None
+
+
+class _Names(TypedDict):
+    model: str
+    variant: str
+    seed: int
+
+
+class RunRow(_Names):
+    """A training of a study, as its results hold it; only those that are done have more than their names and state.
+
+    - state: done or not run
+    - best, last: of the epoch with the lowest test error, and of the last one
+    - epochs: how many
+    - seconds_per_epoch: median, training and test; images_per_second: median, training
+    - config: what decides the weights, see `TrainConfig.identity`
+    """
+
+    state: str
+    best: NotRequired[EpochResult]
+    last: NotRequired[EpochResult]
+    epochs: NotRequired[int]
+    seconds_per_epoch: NotRequired[float]
+    params: NotRequired[int]
+    images_per_second: NotRequired[float]
+    config: NotRequired[dict[str, Any]]
+    provenance: NotRequired[dict[str, Any] | None]
 
 
 class SummaryRow(TypedDict):
@@ -83,6 +110,23 @@ class DifferenceRow(TypedDict):
     difference: float
     difference_interval: tuple[float, float] | None
     detectable_difference: float | None
+
+
+class StudyResults(TypedDict):
+    """Results of a study so far, as `kaconv study --results` writes them.
+
+    - study: the contents of its file
+    - runs: a row for each training that was planned
+    - summary: a row for each model and variant with finished runs
+    - differences: see `paired_differences`
+    - provenance: of this file
+    """
+
+    study: dict[str, Any]
+    runs: list[RunRow]
+    summary: list[SummaryRow]
+    differences: list[DifferenceRow]
+    provenance: dict[str, Any]
 
 
 def study_status(trainings: Sequence[Training]) -> list[StatusRow]:
@@ -136,7 +180,7 @@ def format_seconds(seconds: float | None) -> str:
 
 def _status(training: Training, run: Run | None, epoch_seconds: float | None) -> StatusRow:
     done = len(run.history) if run else 0
-    last = run.history[-1] if run and done else {}
+    last: Mapping[str, Any] = run.history[-1] if run and done else {}
     left = training.config.epochs - done
     finished = run is not None and run.finished
     return {
@@ -172,22 +216,12 @@ def _load(training: Training) -> Run | None:
 # Results ------------------------------------------------------------------------------------------------------------
 
 
-def study_results(spec: StudySpec, trainings: Sequence[Training]) -> dict:
-    """Results of a study so far, as a JSON-able dict.
-
-    - study: the contents of its file
-    - runs: a dict per training: model, variant, seed, state (done or not run); those that are done also have best and
-      last (epoch, test_error, test_top5_error; percent), epochs, seconds_per_epoch (median, training and test), params,
-      images_per_second (median, training), config (what decides the weights) and provenance
-    - summary, differences: see `summarise_results` and `paired_differences`
-    - provenance: of this file
-    """
-    return _with_summary(
-        {"study": spec.to_dict(), "runs": [_result(training) for training in trainings], "provenance": provenance()}
-    )
+def study_results(spec: StudySpec, trainings: Sequence[Training]) -> StudyResults:
+    """Results of a study so far, which can be written as JSON."""
+    return _with_summary(spec.to_dict(), [_result(training) for training in trainings], provenance())
 
 
-def merge_results(spec: StudySpec, results: Sequence[tuple[str, dict]]) -> tuple[dict, list[str]]:
+def merge_results(spec: StudySpec, results: Sequence[tuple[str, StudyResults]]) -> tuple[StudyResults, list[str]]:
     """A study's results from several machines as one; of a run that is there twice, the first is kept.
 
     Args:
@@ -201,7 +235,7 @@ def merge_results(spec: StudySpec, results: Sequence[tuple[str, dict]]) -> tuple
         ValueError: if one is of another study, or a run is there with two configs.
     """
     study, notes = spec.to_dict(), []
-    runs: dict[tuple, dict] = {}
+    runs: dict[tuple, RunRow] = {}
     origin: dict[tuple, str] = {}
     for name, result in results:
         different = [key for key in study if key != "data" and study[key] != result["study"].get(key)]
@@ -218,11 +252,10 @@ def merge_results(spec: StudySpec, results: Sequence[tuple[str, dict]]) -> tuple
                     f"{_title(row)} seed {row['seed']} is in {origin[key]} and {name}: kept that of the former"
                 )
     merged = [{"file": name, "provenance": result["provenance"]} for name, result in results]
-    together = {"study": study, "runs": list(runs.values()), "provenance": provenance() | {"merged": merged}}
-    return _with_summary(together), notes
+    return _with_summary(study, list(runs.values()), provenance() | {"merged": merged}), notes
 
 
-def read_study_results(path: str | Path) -> dict:
+def read_study_results(path: str | Path) -> StudyResults:
     """Read what `kaconv study --results` wrote; ValueError for something else, FileNotFoundError if it is missing."""
     path = Path(path)
     if not path.is_file():
@@ -241,11 +274,12 @@ def read_study_results(path: str | Path) -> dict:
     return result
 
 
-def _result(training: Training) -> dict:
+def _result(training: Training) -> RunRow:
     run = _load(training)
     if run is None or not run.finished:
-        return _names(training) | {"state": NOT_RUN}
-    return _names(training) | {
+        return {**_names(training), "state": NOT_RUN}
+    return {
+        **_names(training),
         "state": DONE,
         "best": run.summary["best"],
         "last": run.summary["last"],
@@ -258,7 +292,7 @@ def _result(training: Training) -> dict:
     }
 
 
-def _check_same(row: dict, other: dict, name: str, other_name: str) -> None:
+def _check_same(row: RunRow, other: RunRow, name: str, other_name: str) -> None:
     """The same training on another machine may have its images in another place."""
     configs = [each["config"] | {"data": _without_place(each["config"]["data"])} for each in (row, other)]
     different = sorted(
@@ -277,10 +311,9 @@ def _without_place(data: str) -> str:
 # What they say ------------------------------------------------------------------------------------------------------
 
 
-def summarise_results(results: Mapping[str, Any]) -> list[SummaryRow]:
-    """Summarise a study's results: a row per model and variant with finished runs."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in results["runs"]:
+def _summarised(runs: Sequence[RunRow]) -> list[SummaryRow]:
+    groups: dict[tuple[str, str], list[RunRow]] = {}
+    for row in runs:
         if row["state"] == DONE:
             groups.setdefault((row["variant"], row["model"]), []).append(row)
     rows: list[SummaryRow] = []
@@ -303,13 +336,11 @@ def summarise_results(results: Mapping[str, Any]) -> list[SummaryRow]:
     return rows
 
 
-def paired_differences(results: Mapping[str, Any]) -> list[DifferenceRow]:
-    """Compare with a study's first model, seed by seed: a row for each that shares a finished seed with it.
+def paired_differences(summary: Sequence[SummaryRow], baseline: str) -> list[DifferenceRow]:
+    """Compare with a study's model `baseline`, seed by seed: a row for each that shares a finished seed with it.
 
-    The first model's runs are those of the same variant, or where that variant is not for it, of the first that is.
+    The baseline's runs are those of the same variant, or where that variant is not for it, of the first that is.
     """
-    summary = summarise_results(results)
-    baseline = results["study"]["models"][0]
     plain = {row["variant"]: row for row in summary if row["model"] == baseline}
     rows: list[DifferenceRow] = []
     for row in summary:
@@ -356,7 +387,7 @@ def detectable_difference(differences: Sequence[float]) -> float | None:
     return float(shift * stdev(differences) / n**0.5)
 
 
-def format_results(results: dict) -> str:
+def format_results(results: StudyResults) -> str:
     """The summary and the paired differences as text."""
     if not results["summary"]:
         return "no training has finished yet"
@@ -379,8 +410,10 @@ def format_results(results: dict) -> str:
     return "\n".join(lines)
 
 
-def _with_summary(results: dict) -> dict:
-    return results | {"summary": summarise_results(results), "differences": paired_differences(results)}
+def _with_summary(study: dict[str, Any], runs: list[RunRow], origin: dict[str, Any]) -> StudyResults:
+    summary = _summarised(runs)
+    differences = paired_differences(summary, study["models"][0])
+    return {"study": study, "runs": runs, "provenance": origin, "summary": summary, "differences": differences}
 
 
 def _interval(interval: Sequence[float] | None) -> str:
@@ -395,7 +428,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _names(training: Training) -> dict[str, Any]:
+def _names(training: Training) -> _Names:
     return {"model": training.model, "variant": training.variant, "seed": training.seed}
 
 
@@ -403,7 +436,7 @@ def _key(training: Training) -> tuple[str, str]:
     return training.variant, training.model
 
 
-def _key_of(row: dict) -> tuple[str, str, int]:
+def _key_of(row: RunRow) -> tuple[str, str, int]:
     return row["variant"], row["model"], row["seed"]
 
 

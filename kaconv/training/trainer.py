@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,10 @@ from kaconv.training.run import (
     RESULT,
     SUMMARY,
     TENSORBOARD,
+    Epoch,
+    EpochResult,
     Run,
+    WarmUp,
     check_numbers,
     clear_run,
     find_finished_run,
@@ -203,7 +206,7 @@ class _Trainer:
 
     # Epochs and steps ---------------------------------------------------------------------------------------------
 
-    def _epoch(self, epoch: int, first_step: int) -> dict:
+    def _epoch(self, epoch: int, first_step: int) -> Epoch:
         lr = self.config.peak_lr * self.config.lr_factor(epoch - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -299,12 +302,12 @@ class _Trainer:
             name, value = self.config.attention_warmup_value(epoch - 1 + (step - 1) / self.batches.steps)
             ATTENTION_SETTERS[name](self.accelerator.unwrap_model(self.model), value)
 
-    def _attention_warmup(self, epoch: int) -> dict[str, float]:
+    def _attention_warmup(self, epoch: int) -> WarmUp:
         """For the report of an epoch: what the warm-up set in its first step; nothing without one."""
         if not self.config.attention_warmup_epochs:
             return {}
         name, value = self.config.attention_warmup_value(epoch - 1)
-        return {f"attention_{name}": value}
+        return {"attention_temperature": value} if name == "temperature" else {"attention_uniform_share": value}
 
     def _check_losses(self, epoch: int, step: int) -> float:
         """The mean loss of an image in the step that ended; FloatingPointError, in all processes together, if one
@@ -423,7 +426,7 @@ class _Trainer:
 
     # Reports ------------------------------------------------------------------------------------------------------
 
-    def _save_weights(self, metrics: dict, which: Iterable[str | int]) -> None:
+    def _save_weights(self, metrics: Mapping[str, Any], which: Iterable[str | int]) -> None:
         for each in which:
             save_checkpoint(
                 self.run.checkpoint_path(each),
@@ -434,7 +437,7 @@ class _Trainer:
                 info={key: metrics[key] for key in RESULT if key in metrics} | {"config": self.config.identity()},
             )
 
-    def _report(self, metrics: dict, writer: SummaryWriter) -> None:
+    def _report(self, metrics: Mapping[str, Any], writer: SummaryWriter) -> None:
         _write_metrics(self.run)
         for name, value in metrics.items():
             if value is not None:
@@ -444,31 +447,39 @@ class _Trainer:
 
     def _summary(self) -> dict:
         history = self.run.history
-        best = _best(history)
+        best, last = _result(_best(history)), _result(history[-1])
+        if self.config.fresh_statistics:
+            last["test_error_fresh_statistics"] = self._fresh_error()
         return {
             "model": self.config.model,
             "data": self.config.data,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "best": {key: best[key] for key in RESULT},
-            "last": {key: history[-1][key] for key in RESULT} | self._fresh_result(),
+            "best": best,
+            "last": last,
             "seconds": sum(metrics["seconds"] for metrics in history),
             "images_per_second": sum(metrics["images_per_second"] for metrics in history) / len(history),
             "provenance": provenance(),
         }
 
-    def _fresh_result(self) -> dict[str, float]:
-        """The last epoch's test error with fresh batch norm statistics, if it is asked for."""
-        if not self.config.fresh_statistics:
-            return {}
+    def _fresh_error(self) -> float:
+        """The last epoch's test error with fresh batch norm statistics."""
         config = self.config
         model = with_fresh_statistics(
             self.tested, self.data, batch_size=config.batch_size, seed=config.seed, workers=config.workers
         )
-        return {"test_error_fresh_statistics": self._test(model).top1_error}
+        return self._test(model).top1_error
 
 
-def _best(history: list[dict]) -> dict:
+def _best(history: list[Epoch]) -> Epoch:
     return min(history, key=lambda metrics: metrics["test_error"])  # the first of equals
+
+
+def _result(epoch: Epoch) -> EpochResult:
+    return {
+        "epoch": epoch["epoch"],
+        "test_error": epoch["test_error"],
+        "test_top5_error": epoch["test_top5_error"],
+    }
 
 
 def _write_metrics(run: Run) -> None:

@@ -47,7 +47,7 @@ class PositionAttribution:
         return values if values.ndim == 3 else values.sum(axis=-1)
 
     def completeness(self) -> dict[str, float]:
-        """The share of the score's change that the contributions miss: mean |sum − change| over mean |change|.
+        """The share of the score's change that the contributions miss: the mean of `|sum − change|` over that of `|change|`.
 
         For conductance the rest is no error: it is what reaches the score beside the attention, through the maps and
         the shortcuts.

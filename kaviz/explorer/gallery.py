@@ -55,7 +55,7 @@ class Gallery:
     Args:
         model: with KAConv2d layers, giving (N, classes). It runs in eval mode, on its own device; it is left as it was.
         images: as the model takes them, normalised, (N, 3, H, W).
-        labels: true classes (N,), where known.
+        labels: true classes (N,), -1 where one is not known; None if none is.
         classes: names of all classes; None numbers them.
         preprocessing: how the images were normalised; without it none can be added, and each is shown in its own
             range of colours.
@@ -90,8 +90,11 @@ class Gallery:
         self.classes = [str(name) for name in (range(outputs) if classes is None else classes)]
         if len(self.classes) != outputs:
             raise ValueError(f"the model knows {outputs} classes, but there are {len(self.classes)} names of classes")
-        if labels is not None and not np.isin(self.labels, range(outputs)).all():
-            raise ValueError(f"labels must be whole numbers from 0 to {outputs - 1}; got {self.labels.tolist()}")
+        if not np.isin(self.labels, [_UNKNOWN, *range(outputs)]).all():
+            raise ValueError(
+                f"labels must be whole numbers from 0 to {outputs - 1}, or {_UNKNOWN} where the class is not known; "
+                f"got {self.labels.tolist()}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

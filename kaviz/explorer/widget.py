@@ -36,7 +36,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     Args:
         model: with KAConv2d layers, giving (N, classes). It runs in eval mode, on its own device; it is left as it was.
         images: as the model takes them, normalised, (N, 3, H, W).
-        labels: true classes (N,), where known.
+        labels: true classes (N,), -1 where one is not known; None if none is.
         classes: names of all classes; None numbers them.
         preprocessing: how the images were normalised; without it none can be uploaded, and each is shown in its own
             range of colours.

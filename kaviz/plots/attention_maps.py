@@ -139,7 +139,7 @@ def plot_class_maps(
     `kaviz.plots.map_grid.choose_apart`.
 
     Args:
-        pictures: one for each class, such as its mean picture, (classes, H, W, 3) or (classes, H, W), in [0, 1].
+        pictures: one for each class, such as its mean image, (classes, H, W, 3) or (classes, H, W), in [0, 1].
         classes: their names.
         only: names of the classes to show; None: chosen as said above.
 

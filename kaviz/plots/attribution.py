@@ -41,7 +41,7 @@ def plot_attributions(
     """
     for name, maps in attributions.items():
         if maps.shape != pictures.shape[:3]:
-            raise ValueError(f"{name}: maps {maps.shape} do not fit pictures {pictures.shape[:3]}")
+            raise ValueError(f"{name}: maps {maps.shape} do not fit images {pictures.shape[:3]}")
     count, (height, width) = len(pictures), pictures.shape[1:3]
     blocks, rows = -(-count // _COLUMNS), 1 + len(attributions)
     columns = -(-count // blocks)

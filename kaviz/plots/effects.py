@@ -5,7 +5,7 @@ Each function makes a figure of its own, or draws in the place of `ax`, and atta
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -41,17 +41,20 @@ from kaviz.style import (
     variant_of,
 )
 
+if TYPE_CHECKING:  # their imports take seconds; who has rows has them already
+    from kaconv.attention.effects import CorrelationRow, PooledEffectRow, RemovalRow
+
 Row = Mapping[str, Any]
 
 _COLUMNS = 4  # panels in a line
 _COST = "fall of the true class's probability (%)"
 
 
-def plot_effects(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFigure:
+def plot_effects(rows: "Sequence[PooledEffectRow]", ax: Axes | None = None) -> Figure | SubFigure:
     """Change of the test error by each intervention, a panel for each layer, all on one axis.
 
     Args:
-        rows: pooled effects, as `kaconv.attention.effects.pool_effects` gives them.
+        rows: those of `kaconv.attention.effects.pool_effects`.
     """
     layers, models, interventions = (_distinct(rows, key) for key in ("layer", "model", "intervention"))
     lines = -(-len(layers) // _COLUMNS)
@@ -91,14 +94,14 @@ def plot_effects(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFig
     return attach_data(figure, _effect_frame(rows, "error_change"))
 
 
-def plot_transplants(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFigure:
+def plot_transplants(rows: "Sequence[PooledEffectRow]", ax: Axes | None = None) -> Figure | SubFigure:
     """Effects of another image's attention, and the part that its class has in them, layer by layer.
 
     On the left the test error with the attention of an image of the same class and of another; on the right, how
     often another class's attention leads to a decision for that class.
 
     Args:
-        rows: pooled effects, as `kaconv.attention.effects.pool_effects` gives them, with both transplants.
+        rows: those of `kaconv.attention.effects.pool_effects`, with both transplants.
 
     Raises:
         ValueError: if a transplant was not measured.
@@ -138,7 +141,7 @@ def plot_transplants(rows: Sequence[Row], ax: Axes | None = None) -> Figure | Su
     return attach_data(figure, pd.concat(frames, ignore_index=True))
 
 
-def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFigure:
+def plot_removals(rows: "Sequence[RemovalRow]", ax: Axes | None = None) -> Figure | SubFigure:
     """Mean attention of each kernel position and the cost of its removal, layer by layer; numbers in percent.
 
     The cost is by how much the true class's probability falls, as a geometric mean over the images. All costs share
@@ -200,13 +203,13 @@ def plot_removals(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFi
 
 
 def plot_attention_and_cost(
-    rows: Sequence[Row], correlations: Sequence[Row], ax: Axes | None = None
+    rows: "Sequence[RemovalRow]", correlations: "Sequence[CorrelationRow]", ax: Axes | None = None
 ) -> Figure | SubFigure:
     """Cost of a position's removal against its mean attention: a panel for each layer, a mark for each position.
 
     Args:
         rows: those of `kaconv.attention.effects.measure_removals`, each with its model and seed.
-        correlations: what `kaconv.attention.effects.attention_correlations` gives for them.
+        correlations: those of `kaconv.attention.effects.attention_correlations`.
     """
     layers, models = _distinct(rows, "layer"), _distinct(rows, "model")
     lines = -(-len(layers) // _COLUMNS)

@@ -1,7 +1,7 @@
 """Figures of the cost of kernel attention in time and memory, from the rows of `kaconv.bench.benchmark`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,9 +12,12 @@ from pandas.io.formats.style import Styler
 
 from kaviz.style import VARIANT_COLORS, WIDTH, place_legend
 
+if TYPE_CHECKING:  # it runs the models
+    from kaconv.bench.benchmark import BenchmarkRow
+
 Row = Mapping[str, Any]
 
-_MODES = {"inference": "Inference", "training": "Training step"}
+_MODES: dict[Literal["inference", "training"], str] = {"inference": "Inference", "training": "Training step"}
 _LABELS = {"reference": "KAConv, reference", "eager": "KAConv, eager", "fused": "KAConv, fused"}
 _LABELS |= {"plain-compiled": "plain, compiled", "fused-compiled": "KAConv, fused, compiled"}
 # Okabe and Ito's colours again; KAConv's forms are filled, its peers open.
@@ -33,7 +36,7 @@ _OPEN = ("SE", "SK", "CondConv")
 _LEFT, _RIGHT = 1.35, 2.2  # free space beside the outermost marks, as factors; the right one holds the numbers
 
 
-def speed_frame(rows: Iterable[Row]) -> pd.DataFrame:
+def speed_frame(rows: "Iterable[BenchmarkRow]") -> pd.DataFrame:
     """Times, ratios, distances from the floor and memory as a table, a line for each row; NaN: not measured."""
     columns = {
         "ms": lambda measured, plain: measured["median_ms"],
@@ -53,7 +56,7 @@ def speed_frame(rows: Iterable[Row]) -> pd.DataFrame:
     return pd.DataFrame(frame, index=index, dtype=float)
 
 
-def style_speed(rows: Iterable[Row]) -> Styler:
+def style_speed(rows: "Iterable[BenchmarkRow]") -> Styler:
     """`speed_frame` as HTML to be shown."""
     frame = speed_frame(rows)
     decimals = {"× plain": "{:.2f}", "extra MiB": "{:+.1f}"}
@@ -74,7 +77,7 @@ def style_speed(rows: Iterable[Row]) -> Styler:
     )
 
 
-def plot_time_ratios(rows: Sequence[Row]) -> Figure:
+def plot_time_ratios(rows: "Sequence[BenchmarkRow]") -> Figure:
     """Time relative to the plain model in the same round, median and quartiles, with the floor of each model.
 
     Beside each mark its ratio and the time of a step in ms.
@@ -100,7 +103,7 @@ def plot_time_ratios(rows: Sequence[Row]) -> Figure:
 _FLOOR: dict[str, Any] = {"marker": "|", "markersize": 9, "markeredgewidth": 1.5, "color": "0.25", "linestyle": "none"}
 
 
-def plot_peak_memory(rows: Sequence[Row]) -> Figure:
+def plot_peak_memory(rows: "Sequence[BenchmarkRow]") -> Figure:
     """Peak memory of a step beyond weights, optimizer state and batch, relative to the plain model's.
 
     Beside each mark its ratio and the memory in MiB.

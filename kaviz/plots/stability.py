@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from kaconv.attention.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE
+from kaconv.attention.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE, StabilityRow
 from kaviz.figures import attach_data
 from kaviz.plots.map_grid import draw_picture, figure_title
 from kaviz.style import SEQUENTIAL, WIDTH, canvas, fit, place_legend
@@ -39,7 +39,7 @@ _FARTHEST = 2.0  # where the axes end: an untrained network, whose distances are
 
 
 def plot_changed_pictures(
-    original: np.ndarray, changed: Mapping[str, np.ndarray], rows: Sequence[Mapping], ax: Axes | None = None
+    original: np.ndarray, changed: Mapping[str, np.ndarray], rows: Sequence[StabilityRow], ax: Axes | None = None
 ) -> Figure | SubFigure:
     """An image under some changes, from the one that moves the attention least to the one that moves it most.
 
@@ -48,7 +48,7 @@ def plot_changed_pictures(
     Args:
         original: (H, W, 3) or (H, W), in [0, 1].
         changed: for the name of each change the same.
-        rows: dicts of `kaconv.attention.stability.attention_stability`.
+        rows: those of `kaconv.attention.stability.attention_stability`.
     """
     means = _by_change(rows).loc[list(changed)].sort_values("relative", kind="stable")
     lines = -(-(len(means) + 1) // _MOST_COLUMNS)
@@ -71,7 +71,7 @@ def plot_changed_pictures(
 
 
 def plot_stability(
-    rows: Sequence[Mapping], reference: Sequence[Mapping] | None = None, ax: Axes | None = None
+    rows: Sequence[StabilityRow], reference: Sequence[StabilityRow] | None = None, ax: Axes | None = None
 ) -> Figure | SubFigure:
     """Distance by which each kind of change moves the attention, by its strength and layer by layer.
 
@@ -79,7 +79,7 @@ def plot_stability(
     it goes beyond.
 
     Args:
-        rows: dicts of `kaconv.attention.stability.attention_stability`.
+        rows: those of `kaconv.attention.stability.attention_stability`.
         reference: those of an untrained model, to compare with: the mean over its layers is drawn.
     """
     frame = pd.DataFrame(rows)
@@ -137,7 +137,7 @@ def plot_stability(
 
 
 def plot_attention_against_pixels(
-    models: Mapping[str, Sequence[Mapping]], ax: Axes | None = None
+    models: Mapping[str, Sequence[StabilityRow]], ax: Axes | None = None
 ) -> Figure | SubFigure:
     """Distance of the attention against that of the pixels: a panel for each model; means over its layers.
 
@@ -145,7 +145,7 @@ def plot_attention_against_pixels(
     says. The strongest change of each kind is named.
 
     Args:
-        models: for each model its name and the dicts of `kaconv.attention.stability.attention_stability`.
+        models: for each model its name and the rows of `kaconv.attention.stability.attention_stability`.
     """
     tables = {name: _by_change(rows) for name, rows in models.items()}
     pixels, attention = (max(table[name].max() for table in tables.values()) for name in ("pixels", "relative"))
@@ -186,7 +186,7 @@ def _draw_kind(axes: Axes, kind: str, changes: pd.DataFrame, limit: float) -> No
         axes.annotate(text, place, (5, 2), textcoords="offset points", fontsize="x-small")
 
 
-def _by_change(rows: Sequence[Mapping]) -> pd.DataFrame:
+def _by_change(rows: Sequence[StabilityRow]) -> pd.DataFrame:
     """Means over the layers, by the name of the change, in the order of the rows."""
     groups = pd.DataFrame(rows).groupby("change", sort=False)
     first = groups[["kind", "strength", "unit", "pixels", "kept"]].first()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,16 @@ from matplotlib.patches import Patch
 from kaconv.paper.published import TABLE
 from kaviz.style import VARIANT_COLORS, VARIANT_MARKERS, WIDTH, fit, place_legend, variant_of
 
+if TYPE_CHECKING:  # it imports what trains
+    from kaconv.training.study_results import DifferenceRow, StudyResults
+
 Row = Mapping[str, Any]
 
 PLAIN_VARIANT = "plain"
 NOT_RUN = "not run"
 
 
-def study_frame(results: Mapping[str, Any]) -> pd.DataFrame:
+def study_frame(results: "StudyResults") -> pd.DataFrame:
     """A line per model and variant of a study: its test errors beside those that the paper gives for ImageNet.
 
     Args:
@@ -54,7 +57,7 @@ def study_frame(results: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def study_findings(results: Mapping[str, Any]) -> list[str]:
+def study_findings(results: "StudyResults") -> list[str]:
     """A sentence for each comparison of a study, negative results included, and one for what has not been run."""
     baseline = results["study"]["models"][0]
     notes = [_finding(row, baseline) for row in results["differences"]]
@@ -64,7 +67,7 @@ def study_findings(results: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _finding(row: Row, baseline: str) -> str:
+def _finding(row: "DifferenceRow", baseline: str) -> str:
     name, difference, interval = _title(*_place(row)), row["difference"], row["difference_interval"]
     size = f"{abs(difference):.1f} points {'lower' if difference < 0 else 'higher'}"
     if interval is None:
@@ -79,7 +82,7 @@ def _finding(row: Row, baseline: str) -> str:
     return f"{name} has an error {size} than {baseline} ({spread})."
 
 
-def plot_study(results: Mapping[str, Any]) -> Figure:
+def plot_study(results: "StudyResults") -> Figure:
     """Test errors of a study's models, a mark per seed, and their differences from the first model, paired by seed.
 
     In both panels a thick bar is the 95 % interval over seeds, absent for a single seed. The hatched band on the right
@@ -142,7 +145,7 @@ def _draw(
     axes.plot([centre], [place], "|", color=color, markersize=18, markeredgewidth=2.5)
 
 
-def _add_legend(figure: Figure, results: Mapping[str, Any]) -> None:
+def _add_legend(figure: Figure, results: "StudyResults") -> None:
     handles: list[Artist] = [
         Line2D([], [], linestyle="none", marker="o", color="0.35", markerfacecolor="white", label="one seed"),
         Line2D([], [], linestyle="none", marker="|", color="0.35", markersize=12, markeredgewidth=2.5, label="mean"),
@@ -155,7 +158,7 @@ def _add_legend(figure: Figure, results: Mapping[str, Any]) -> None:
     place_legend(figure, handles, "outside lower center")
 
 
-def _order(results: Mapping[str, Any], row: Row) -> tuple[int, int]:
+def _order(results: "StudyResults", row: Row) -> tuple[int, int]:
     study = results["study"]
     return study["models"].index(row["model"]), list(study["variants"]).index(row["variant"])
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,9 +15,15 @@ from pandas.io.formats.style import Styler
 
 from kaviz.style import VARIANT_COLORS, VARIANT_LABELS, VARIANT_MARKERS, WIDTH, place_legend, signed, variant_of
 
+if TYPE_CHECKING:  # it builds the models
+    from kaconv.paper.table import TableRow
+
 Row = Mapping[str, Any]
 
-_COSTS = {"paper_flops": "FLOPs, as the paper counts them", "params": "parameters"}
+_COSTS: dict[Literal["paper_flops", "params"], str] = {
+    "paper_flops": "FLOPs, as the paper counts them",
+    "params": "parameters",
+}
 _ADDED = {
     "paper_flops": "Added FLOPs\n(paper's count)",
     "macs": "Added\nmultiply-adds",
@@ -27,7 +33,7 @@ _ERROR = "top-1 error (%)"
 _GROUPS = {"res": "ResNet and ResNeXt", "mobilenet": "MobileNetV2"}
 
 
-def table_frame(rows: Iterable[Row]) -> pd.DataFrame:
+def table_frame(rows: "Iterable[TableRow]") -> pd.DataFrame:
     """The rows as a table with two header lines: computed and measured values beside the published ones."""
     columns = {
         ("parameters", "computed"): lambda row: row["params"],
@@ -49,7 +55,7 @@ def _errors(errors: Mapping[str, Any] | None) -> str:
     return f"{errors['top1_error']:.2f} / {errors['top5_error']:.2f}" if errors else "not measured"
 
 
-def style_table(rows: Iterable[Row]) -> Styler:
+def style_table(rows: "Iterable[TableRow]") -> Styler:
     """`table_frame` as HTML to be shown: ✓ and ✗, thousands separated, a rule above each family's plain model."""
     rows = list(rows)
     frame = table_frame(rows)
@@ -78,7 +84,7 @@ def style_table(rows: Iterable[Row]) -> Styler:
     )
 
 
-def plot_error_against_cost(rows: Sequence[Row]) -> Figure:
+def plot_error_against_cost(rows: "Sequence[TableRow]") -> Figure:
     """Top-1 error against FLOPs and against parameters, a line for each family from plain to L to H.
 
     Small and large models are apart, as their errors are: a row of panels for each group of families.
@@ -99,11 +105,13 @@ def plot_error_against_cost(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def plot_error_against(rows: Sequence[Row], cost: str, ax: Axes | None = None) -> Figure | SubFigure:
+def plot_error_against(
+    rows: "Sequence[TableRow]", cost: Literal["paper_flops", "params"], ax: Axes | None = None
+) -> Figure | SubFigure:
     """Published top-1 error against one cost; measured errors, where there are any, as open marks.
 
     Args:
-        cost: "paper_flops" or "params".
+        cost: what is drawn along the x axis.
         ax: drawn into where given.
     """
     if cost not in _COSTS:
@@ -144,7 +152,7 @@ def plot_error_against(rows: Sequence[Row], cost: str, ax: Axes | None = None) -
     return ax.figure
 
 
-def plot_added_cost(rows: Sequence[Row]) -> Figure:
+def plot_added_cost(rows: "Sequence[TableRow]") -> Figure:
     """Additions of KAConv to each plain model: costs, computed, in percent; top-1 error, published, in points."""
     families = _families(rows)
     figure = Figure(figsize=(WIDTH, 0.62 * len(families) + 1.4), layout="constrained")
@@ -197,8 +205,8 @@ def _families(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     return {members["plain"]["name"]: members for members in families.values()}
 
 
-def _groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
+def _groups(rows: "Iterable[TableRow]") -> "dict[str, list[TableRow]]":
+    groups: dict[str, list[TableRow]] = {}
     for row in rows:
         prefix = next(prefix for prefix in _GROUPS if row["model"].removeprefix("ka_").startswith(prefix))
         groups.setdefault(_GROUPS[prefix], []).append(row)

@@ -1,7 +1,7 @@
 """A study of several models and seeds: learning curves, test errors with their intervals, cost beside benefit."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,21 +20,23 @@ from kaviz.style import (
     variant_of,
 )
 
+if TYPE_CHECKING:  # they import what trains
+    from kaconv.training.study import ComparisonRow, LearningCurveRow, StudyRow
+
 Row = Mapping[str, Any]
 
-_COSTS = {
+_COSTS: dict[Literal["params_ratio", "paper_flops_ratio", "train_seconds_ratio"], str] = {
     "params_ratio": "Parameters",
     "paper_flops_ratio": "FLOPs, paper's count",
     "train_seconds_ratio": "Training time",
 }
 
 
-def plot_learning_curves(rows: Sequence[Row]) -> Figure:
+def plot_learning_curves(rows: "Sequence[LearningCurveRow]") -> Figure:
     """Training loss and test error by epoch, on log scales: each model's mean over seeds, every seed as a thin line.
 
     Args:
-        rows: dicts with model, seed, epoch, train_loss and test_error (percent), as `kaconv.training.learning_curves`
-            gives them.
+        rows: those of `kaconv.training.learning_curves`.
     """
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     panels = {"train_loss": "Training loss", "test_error": "Test error (%)"}
@@ -59,14 +61,14 @@ def plot_learning_curves(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def plot_test_errors(rows: Sequence[Row], ax: Axes | None = None) -> Figure | SubFigure:
+def plot_test_errors(rows: "Sequence[StudyRow]", ax: Axes | None = None) -> Figure | SubFigure:
     """Each model's test errors: a mark per seed, the mean, and two intervals that answer different questions.
 
     The thick bar is the 95 % interval of the mean over seeds (absent for a single seed), the thin one that of one model
     over the drawing of its test images.
 
     Args:
-        rows: dicts as `kaconv.training.summarise` gives them.
+        rows: those of `kaconv.training.summarise`.
         ax: drawn into where given.
     """
     if ax is None:
@@ -96,11 +98,11 @@ def plot_test_errors(rows: Sequence[Row], ax: Axes | None = None) -> Figure | Su
     return ax.figure
 
 
-def plot_cost_and_benefit(rows: Sequence[Row], baseline: str = "plain") -> Figure:
+def plot_cost_and_benefit(rows: "Sequence[ComparisonRow]", baseline: str = "plain") -> Figure:
     """Costs of each model against a baseline, in three currencies, and the difference of its test error.
 
     Args:
-        rows: dicts as `kaconv.training.compare` gives them.
+        rows: those of `kaconv.training.compare`.
         baseline: name for the model that was compared with.
     """
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
@@ -167,7 +169,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for decade in decades for tick in (decade, 2 * decade, 5 * decade) if low <= tick <= high]
 
 
-def _lowest(rows: Sequence[Row]) -> float:
+def _lowest(rows: "Sequence[StudyRow]") -> float:
     return min(interval[0] for row in rows for interval in (row["seed_interval"], row["picture_interval"]) if interval)
 
 

@@ -100,10 +100,10 @@ def chance_warning(name: str, error: float, images: int, classes: int) -> Markdo
 
     Args:
         error: the network's, in percent.
-        images: how many it was measured on.
+        images: how many it was measured on; nothing is said of none.
     """
-    correct = round(images * (1 - error / 100))
-    if not no_better_than_chance(correct, images, classes):
+    correct = round(images * (1 - error / 100)) if images else 0
+    if not images or not no_better_than_chance(correct, images, classes):
         return None
     return Markdown(
         f"**{name} is no better than chance on these images:** {correct} of {images} right, with {classes} classes. "
@@ -129,8 +129,8 @@ def significant_digits(images: int | None) -> int:
 
 
 def percent(value: float, images: int) -> str:
-    """An error or a share in percent with the digits that so many images allow."""
-    return f"{format_value(float(value), significant_digits(images))} %"
+    """An error or a share in percent with the digits that so many images allow; NaN is "not known"."""
+    return "not known" if math.isnan(value) else f"{format_value(float(value), significant_digits(images))} %"
 
 
 def format_value(value: object, digits: int = 4) -> str:

@@ -51,7 +51,7 @@ class StaticRenderer(IPythonRenderer):
 
 
 def markdown_html(source: str, folder: Path = Path(), attachments: dict | None = None) -> str:
-    """Markdown as HTML that needs no script; local pictures, sought from `folder`, are embedded."""
+    """Markdown as HTML that needs no script; local images, sought from `folder`, are embedded."""
     return MarkdownWithMath(renderer=StaticRenderer(folder, attachments)).render(source)
 
 
@@ -82,7 +82,7 @@ def tex_image(tex: str) -> str:
 
 
 def freeze_widgets(notebook: NotebookNode) -> None:
-    """Replace, in place, each widget view among the outputs by the picture and text it last showed."""
+    """Replace, in place, each widget view among the outputs by the image and text it last showed."""
     models = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

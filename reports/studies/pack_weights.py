@@ -137,7 +137,8 @@ def _over_seeds(spec: Path, model: str, variant: str) -> str:
     row = next(row for row in results["summary"] if (row["model"], row["variant"]) == (model, variant))
     interval = row["test_error_interval"]
     spread = "no interval from a single one" if interval is None else f"[{interval[0]:.1f}, {interval[1]:.1f}]"
-    return f"top-1 error {row['test_error']:.1f} % over {len(row['seeds'])} seeds, {spread}"
+    seeds = f"{len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''}"
+    return f"top-1 error {row['test_error']:.1f} % over {seeds}, {spread}"
 
 
 if __name__ == "__main__":

@@ -527,5 +527,5 @@ def test_pictures_that_no_data_set_reads_are_named(unsplit, caplog):
     (unsplit / "cat" / "notes.txt").write_text("a cat")
     with caplog.at_level(logging.WARNING, "kaconv"):
         load_data(f"folder:{unsplit}")
-    message = "2 .gif, .heic files are passed over; convert them to JPEG or PNG"
+    message = "2 .gif, .heic files are passed over; convert to JPEG or PNG"
     assert caplog.messages == [f"{message}: {unsplit}/cat/IMG_1.HEIC, {unsplit}/dog/b.gif"]

@@ -27,3 +27,17 @@ def test_photos_are_images_to_look_at():
     assert photos.test[0][0].shape == (3, 96, 96)
     with Image.open(FOLDER / photo_credits()[0].file) as photo:
         assert photo.size == (299, 299)
+
+
+def test_labels_are_numbered_for_a_model_by_the_names_of_its_classes():
+    photos = load_data("photos", image_size=8)
+    assert photos.for_classes(IMAGENETTE) is photos
+    for_animals = photos.for_classes(["zebra", "horse", "church"])
+    assert for_animals.classes[:4] == ["zebra", "horse", "church", "tench"]
+    assert len(for_animals.test) == len(photos.test)
+    for index, credit in enumerate(photo_credits()):
+        image, label = for_animals.test[index]
+        assert image.equal(photos.test[index][0])
+        assert for_animals.classes[label] == credit.label
+        assert (label < 3) == (credit.label in ("zebra", "church"))
+        assert describe_sample(for_animals.test, index).endswith(credit.file)

@@ -1,10 +1,14 @@
-"""Records of attention as models of full size give them, without running any."""
+"""Records of attention as models of full size give them, without running any, and what a page holds of one."""
+
+import base64
+import re
 
 import numpy as np
 
 from kaconv import create_model
 from kaconv.attention.hooks import kaconv_layers
 from kaconv.attention.record import AttentionRecord
+from kaviz.explorer.views import unpack
 
 
 def record_of(model: str, samples: int, seed: int = 0) -> AttentionRecord:
@@ -29,3 +33,9 @@ def photographs(samples: int, side: int = 224, seed: int = 0) -> np.ndarray:
     ]
     noise = random.normal(0, 0.06, (samples, side, side, 1))
     return np.clip(127 + 90 * np.stack(waves) + 255 * noise, 0, 255).astype(np.uint8)
+
+
+def packs_in(page: str) -> list[dict]:
+    """The headers of the packs of numbers in an explorer's page."""
+    found = re.findall(r'<script type="application/octet-stream">([^<]*)</script>', page)
+    return [unpack(base64.b64decode(content))[0] for content in found]

@@ -35,6 +35,15 @@ def test_probabilities_are_the_models_own(gallery, model, images):
     np.testing.assert_allclose(gallery.own().probabilities, expected, atol=1e-6)
 
 
+def test_a_class_may_be_unknown(model, images):
+    gallery = Gallery(model, images[:2], labels=[-1, 3])
+    assert gallery.label(0) is None
+    assert gallery.label(1) == 3
+    assert gallery.describe(0).startswith("image 0, taken for ")
+    with pytest.raises(ValueError, match=r"from 0 to 3, or -1 where the class is not known; got \[-1, 4\]"):
+        Gallery(model, images[:2], labels=[-1, 4])
+
+
 def test_interventions_are_those_of_the_library(gallery, model, images):
     with torch.no_grad(), intervene(model, uniform(), "layer2.*"):
         expected = model(images).softmax(1).numpy()
@@ -130,7 +139,7 @@ def test_an_added_picture_is_prepared_like_the_others_and_upright(gallery):
     picture.save(content, "PNG")
     before = gallery.own()
     refused = gallery.add([("bad.png", b"text"), ("half.png", content.getvalue()), ("again.png", content.getvalue())])
-    assert [line.partition(":")[0] for line in refused] == ["cannot read the picture bad.png"]
+    assert [line.partition(":")[0] for line in refused] == ["cannot read the image bad.png"]
     assert len(gallery) == 72
     assert gallery.ids[70:] == ["half.png", "again.png"]
     shown = gallery.picture(70)

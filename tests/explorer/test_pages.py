@@ -3,16 +3,12 @@ import re
 
 import numpy as np
 import pytest
+from records import packs_in
 from test_views import record
 
 from kaviz import export_explorer
 from kaviz.explorer.export import fragment, front_end, hash_of, saved_fragment
-from kaviz.explorer.views import unpack, view_pack
-
-
-def packs_in(page):
-    found = re.findall(r'<script type="application/octet-stream">([^<]*)</script>', page)
-    return [unpack(base64.b64decode(content))[0] for content in found]
+from kaviz.explorer.views import view_pack
 
 
 def test_the_page_holds_the_numbers_and_admits_its_own_module_alone(tmp_path):

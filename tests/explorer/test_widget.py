@@ -9,7 +9,7 @@ import pytest
 import torch
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from test_export import packs_in
+from records import packs_in
 
 from kaconv import create_model
 from kaconv.data.preprocessing import Preprocessing
@@ -131,7 +131,7 @@ def test_several_images_are_uploaded_at_once_and_wrong_ones_are_named(explorer):
     said = ask(explorer, {"ask": "upload", "names": names}, png(40, 30), b"hello", png(40, 30))
     assert said["text"].splitlines() == [
         "2 images uploaded.",
-        "cannot read the picture bad.png: it is in no known format",
+        "cannot read the image bad.png: it is in no known format",
     ]
     header, arrays = unpack(explorer.view_data)
     assert header["names"][11:] == ["image 11", "<i>red</i>.png", "again.png"]

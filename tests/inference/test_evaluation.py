@@ -93,6 +93,23 @@ def test_too_many_unreadable_pictures_are_an_error():
         evaluate(Table(30), Numbered(3, (0, 1, 2)), progress=False)
 
 
+def test_classes_that_the_model_does_not_know_count_in_no_error():
+    class Strange(Numbered):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, label + CLASSES * (index in (1, 4))
+
+    result = evaluate(Table(9), Strange(9), batch_size=4, progress=False)
+    alone = evaluate(Table(9), Subset(Numbered(9), [0, 2, 3, 5, 6, 7, 8]), progress=False)
+    assert (result.n, result.known.sum(), len(result.predictions)) == (7, 7, 9)
+    assert not result.known[[1, 4]].any()
+    for error in ("top1_error", "top5_error", "loss"):
+        assert getattr(result, error) == getattr(alone, error)
+    stranger = evaluate(Table(9), Subset(Strange(9), [1, 4]), progress=False)
+    assert np.isnan([stranger.top1_error, stranger.top5_error, stranger.loss]).all()
+    assert (stranger.n, len(stranger.predictions)) == (0, 2)
+
+
 def test_evaluation_draws_no_random_numbers():
     torch.manual_seed(0)
     evaluate(Table(9), Numbered(9), progress=False)

@@ -185,7 +185,7 @@ def test_options_reach_every_layer():
     [
         ({"name": "ka_resnet50"}, "unknown model 'ka_resnet50'; did you mean ka_resnet50_"),
         ({"name": "zzz"}, "unknown model 'zzz'; choose from ka_mobilenetv2_050_h, "),
-        ({"name": "resnet50", "num_classes": 0}, "num_classes must be an integer of at least 1; got 0"),
+        ({"name": "resnet50", "num_classes": -1}, "num_classes must be an integer of at least 0; got -1"),
         ({"name": "resnet50", "weights": True}, "weights must be a path or 'torchvision'; got True"),
         ({"name": "resnet50", "weights": "torchvision", "num_classes": 5}, "are for 1000 classes, not 5"),
         (

@@ -120,6 +120,22 @@ def test_an_exported_program_keeps_them_for_any_batch_size():
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
+@pytest.mark.slow
+def test_a_package_of_aotinductor_runs_them(tmp_path):
+    # ReLU and ReLU6, with maps that are handed on and without.
+    layers = nn.Sequential(KAConv2d(34, 36, 3), KAConv2d(36, 36, 3, groups=36, act_layer=nn.ReLU6)).double()
+    layers(torch.randn(4, 34, 7, 6, dtype=torch.float64))
+    x = torch.randn(3, 34, 7, 6, dtype=torch.float64)
+    program = exported(layers.eval(), x)
+    assert [name for name in kept(program) if name != "maps"] == 2 * STAGES["eval"]
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "layers.pt2"))
+    package = torch._inductor.aoti_load_package(path)
+    for batch in (x, torch.cat([x, 2 * x])):
+        with torch.no_grad(), use_backend("reference"):
+            expected = layers(batch)
+        torch.testing.assert_close(package(batch), expected, rtol=1e-8, atol=1e-9)
+
+
 def test_an_exported_program_says_why_it_cannot_run(monkeypatch):
     layer, x = make(training=False)
     program = exported(layer, x)
@@ -146,7 +162,7 @@ def test_opcheck(channels):
     layer, x = make(channels)
     layer, x = layer.float(), x.float()
     geometry: Geometry = layer.geometry
-    numbers, weight, cap = geometry.numbers(), layer.weight.detach(), 6.0
+    numbers, weight, cap = geometry.numbers(), layer.weight.detach(), 6.0 if channels == "grouped" else None
     kc, nkc = (9, len(weight)), (len(x), 9, len(weight))
     r, t, gamma, beta, delta, epsilon = torch.randn(6, *kc).unbind()
     attention, bias = torch.rand(2, *nkc).unbind()

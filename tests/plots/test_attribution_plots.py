@@ -91,7 +91,7 @@ def test_attributions_of_nothing_and_grey_pictures_are_drawn():
 
 
 def test_maps_must_fit_the_pictures(maps):
-    with pytest.raises(ValueError, match=r"Occlusion: maps \(2, 8, 8\) do not fit pictures \(2, 9, 9\)"):
+    with pytest.raises(ValueError, match=r"Occlusion: maps \(2, 8, 8\) do not fit images \(2, 9, 9\)"):
         plot_attributions(np.ones((2, 9, 9)), maps, ["one", "two"], title="Evidence")
 
 

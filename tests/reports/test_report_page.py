@@ -95,6 +95,7 @@ def test_errors_have_the_digits_that_their_images_allow(tmp_path, monkeypatch, i
 
 def test_rounding_keeps_whole_numbers_and_no_exponents():
     assert (percent(100.0, 80), percent(2.678, 599), percent(0.0, 80)) == ("100 %", "2.7 %", "0 %")
+    assert percent(float("nan"), 0) == "not known"
     assert format_value(123.4, 2) == "123"
 
 
@@ -116,6 +117,7 @@ def test_a_long_chain_becomes_first_last_and_extremes():
 
 @pytest.mark.parametrize(("wrong", "warns"), [(60, True), (54, True), (50, False), (5, False), (80, True)])
 def test_a_network_at_chance_is_told(wrong, warns):
+    assert chance_warning("net", float("nan"), 0, classes=4) is None
     said = chance_warning("net", 100 * wrong / 80, 80, classes=4)
     assert (said is not None) == warns
     if said:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import pytest
 import yaml
 
 from kaconv.cli import main
+from kaconv.models import register_builder, registry
 from kaconv.training import Run, study, study_jobs
 from kaconv.training.study_results import (
     detectable_difference,
     merge_results,
-    paired_differences,
     read_study_results,
     study_status,
 )
@@ -124,10 +125,14 @@ def test_all_of_one_seed_come_before_the_next_and_variants_override_the_recipe()
     assert all(t.config.epochs == 1 and t.config.save_minutes <= 5 for t in trainings)
 
 
-def test_the_studies_of_the_repository_can_be_read():
+def test_the_studies_of_the_repository_can_be_read(monkeypatch):
+    monkeypatch.setattr(registry, "OWN_BUILDERS", {})
     paths = sorted((ROOT / "reports" / "studies").glob("*.yaml"))
     assert len(paths) >= 2
     for path in paths:
+        for builder in re.findall(r"--builder (\S+)", path.read_text()):  # of the command that its comment gives
+            pytest.importorskip("timm")
+            register_builder(builder)
         assert load_study(path).name == path.stem
 
 
@@ -245,6 +250,54 @@ def test_jobs_run_side_by_side(tmp_path, capsys):
     assert [run.summary["provenance"]["machine"]["threads"] for run in runs] == [1, 1]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+def test_jobs_of_a_study_in_the_background_end_with_it(tmp_path):
+    pytest.importorskip("submitit")
+    path = write_spec(tmp_path, models=[PLAIN], seeds=[0], recipe=SMALL["recipe"] | {"epochs": 4000})
+    (training,) = study_trainings(load_study(path), tmp_path / "runs")
+    command = [sys.executable, "-m", "kaconv", "study", str(path), "--runs", str(tmp_path / "runs"), "--jobs", "2"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a shell's "&" does so
+    try:
+        process = subprocess.Popen([*command, "--threads", "1"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        metrics = Path(training.config.out, "metrics.jsonl")
+        _wait(lambda: metrics.exists(), 120)
+        assert study_status([training])[0]["state"] == "running"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+        _wait(lambda: study_status([training])[0]["state"] == "interrupted", 30)
+    finally:
+        process.kill()
+
+
+def _wait(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+OWN_NET = """
+from torch import nn
+
+def net(num_classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+"""
+
+
+def test_own_models_train_in_jobs(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    (tmp_path / "own_nets.py").write_text(OWN_NET)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    path = write_spec(tmp_path, models=["own_nets:net"], seeds=[0])
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-m", "kaconv", "--builder", "own_nets:net", "study", str(path), "--runs", str(runs)]
+    done = subprocess.run([*command, "--jobs", "2"], cwd=ROOT, capture_output=True, text=True)
+    assert "1 of 1 done" in done.stdout, done.stdout + done.stderr
+
+
 def test_without_submitit_a_line_says_which_extra_brings_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert main(["study", str(write_spec(tmp_path)), "--runs", str(tmp_path / "runs"), "--jobs", "2"]) == 2
@@ -284,7 +337,8 @@ def test_detectable_difference_is_that_of_the_paired_t_test():
 def test_differences_are_paired_by_seed():
     runs = [result_of(PLAIN, seed, error) for seed, error in ((0, 10.0), (1, 20.0), (2, 30.0))]
     runs += [result_of(LIGHT, seed, error) for seed, error in ((2, 29.0), (1, 18.0))]  # another order; one is missing
-    (row,) = paired_differences(results_of(*runs))
+    merged, _ = merge_results(parse_study(SMALL), [("one", results_of(*runs))])
+    (row,) = merged["differences"]
     assert (row["seeds"], row["differences"], row["difference"]) == ([1, 2], [-2.0, -1.0], -1.5)
 
 

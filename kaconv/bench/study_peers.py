@@ -1,0 +1,75 @@
+"""Relatives of KAConv in `resnet29_cifar`, as builders for the study `reports/studies/cifar10_peers.yaml`.
+
+SE, ECA and CBAM stand where timm's ResNets have them, behind a bottleneck's last norm and before the shortcut is added.
+SK takes the place of the 3×3 convolution, its norm and its activation, as KAConv does; CondConv that of the convolution
+alone. The wide ones are plain, with wider bottlenecks: about as many multiply-adds, or about as many parameters, as
+`ka_resnet29_cifar_l` has.
+"""
+
+from torch import nn
+
+from kaconv.bench.peers import create_peer
+from kaconv.models import create_model
+from kaconv.models.resnet import Bottleneck, ResNet
+
+PLAIN = "resnet29_cifar"
+SAME_FLOPS, SAME_PARAMS = 68, 92  # base widths; the plain network's is 64
+
+
+def se(num_classes: int = 10) -> nn.Module:
+    """Squeeze and excitation."""
+    return _behind_each_bottleneck("se", num_classes)
+
+
+def eca(num_classes: int = 10) -> nn.Module:
+    """Efficient channel attention."""
+    return _behind_each_bottleneck("eca", num_classes)
+
+
+def cbam(num_classes: int = 10) -> nn.Module:
+    """Convolutional block attention."""
+    return _behind_each_bottleneck("cbam", num_classes)
+
+
+def sk(num_classes: int = 10) -> nn.Module:
+    """Selective kernels."""
+    from timm.layers import SelectiveKernel
+
+    model = create_model(PLAIN, num_classes)
+    for block in _bottlenecks(model):
+        conv = block.conv2
+        block.conv2 = SelectiveKernel(conv.in_channels, conv.out_channels, stride=conv.stride[0])
+        block.bn2, block.relu2 = nn.Identity(), nn.Identity()  # it has its own
+    return model
+
+
+def condconv(num_classes: int = 10) -> nn.Module:
+    """Conditional convolutions of four experts."""
+    return create_peer("CondConv", PLAIN, num_classes)
+
+
+def wide_flops(num_classes: int = 10) -> nn.Module:
+    """The plain network, about as many multiply-adds as KAConv-L's."""
+    return _wide(SAME_FLOPS, num_classes)
+
+
+def wide_params(num_classes: int = 10) -> nn.Module:
+    """The plain network, about as many parameters as KAConv-L's."""
+    return _wide(SAME_PARAMS, num_classes)
+
+
+def _wide(base_width: int, num_classes: int) -> nn.Module:
+    return ResNet((3, 3, 3), num_classes, planes=16, small_input=True, base_width=base_width)
+
+
+def _behind_each_bottleneck(kind: str, num_classes: int) -> nn.Module:
+    from timm.layers import create_attn
+
+    model = create_model(PLAIN, num_classes)
+    for block in _bottlenecks(model):
+        block.bn3 = nn.Sequential(block.bn3, create_attn(kind, block.bn3.num_features))
+    return model
+
+
+def _bottlenecks(model: nn.Module) -> list[Bottleneck]:
+    return [module for module in model.modules() if isinstance(module, Bottleneck)]
