@@ -110,6 +110,11 @@ class AttentionRecord:
         attention = self.attention[layer]
         return np.abs(attention - attention.mean(axis=0)).sum(axis=(1, 2)).mean(axis=0) / 2
 
+    def distances_to(self, other: Self, layer: str) -> np.ndarray:
+        """Total variation distance of each sample's maps to those of the other record's sample at the same place,
+        averaged over channels. (N,)."""
+        return np.abs(self.attention[layer] - other.attention[layer]).sum(axis=(1, 2)).mean(axis=-1) / 2
+
     def class_means(self, layer: str) -> np.ndarray:
         """Mean map of each class, in the order of the labels that there are. (classes, kh, kw, C).
 

@@ -123,6 +123,80 @@ def collate(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Ta
     return list(images), list(targets)
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Squares of images, (N, 3, side, side) in [0, 1]: from inside an object, and two from outside of all objects.
+
+    Args:
+        images: which images of the data set they are of, (N,).
+    """
+
+    inside: Tensor
+    outside: Tensor
+    other: Tensor
+    images: list[int]
+
+
+def crop_inside_and_outside(dataset: DetectionImages, side: int, *, least: int = 24, seed: int = 0) -> Crops:
+    """Cut three squares of one size from each image: the middle of its largest object, and two places without any.
+
+    The squares are as large as the object and the free ground allow, and are resized to `side` alike, so that inside
+    and outside differ in what they show, not in sharpness. Images without room for them are left out.
+
+    Args:
+        least: side in pixels of the smallest square that is cut.
+
+    Raises:
+        ValueError: if no image has room.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: list[Tensor] = []
+    places = []
+    for index in range(len(dataset)):
+        image, target = dataset[index]
+        if squares := _squares(tuple(image.shape[1:]), target["boxes"], least, generator):
+            parts = [image[:, y : y + size, x : x + size] for x, y, size in squares]
+            found.append(torch.stack([v2.functional.resize(part, [side, side], antialias=True) for part in parts]))
+            places.append(index)
+    if not found:
+        raise ValueError(f"none of the {len(dataset)} images has room for squares of {least} pixels beside its objects")
+    inside, outside, other = torch.stack(found, dim=1)
+    return Crops(inside, outside, other, places)
+
+
+_TRIED = 100  # places for a square, of each size
+
+
+def _squares(
+    shape: tuple[int, ...], boxes: Tensor, least: int, generator: torch.Generator
+) -> list[tuple[int, int, int]] | None:
+    """Left, top and size of a square in the largest box, and of two beside all boxes that do not overlap."""
+    if not len(boxes):
+        return None
+    extents = boxes[:, 2:] - boxes[:, :2]
+    largest = int(extents.prod(dim=1).argmax())
+    size = int(extents[largest].min())
+    while size >= least:
+        taken = boxes.clone()
+        outside = []
+        limits = torch.tensor([shape[1] - size, shape[0] - size])
+        for corner in (torch.rand(_TRIED, 2, generator=generator) * (limits + 1)).long().tolist():
+            x, y = corner
+            if not _overlaps(taken, x, y, size):
+                outside.append((x, y, size))
+                taken = torch.cat([taken, taken.new_tensor([[x, y, x + size, y + size]])])
+            if len(outside) == 2:
+                left, top = ((boxes[largest, :2] + boxes[largest, 2:] - size) / 2).long().tolist()
+                return [(left, top, size), *outside]
+        size = int(0.8 * size)
+    return None
+
+
+def _overlaps(boxes: Tensor, x: int, y: int, size: int) -> bool:
+    left, top, right, bottom = boxes.unbind(1)
+    return bool(((left < x + size) & (x < right) & (top < y + size) & (y < bottom)).any())
+
+
 def _of_objects(sample: tuple[Any, Target]) -> tuple[Tensor, Tensor]:
     """What goes with a box that a crop has cut away."""
     return sample[1]["labels"], sample[1]["iscrowd"]

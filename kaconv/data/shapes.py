@@ -35,10 +35,14 @@ def draw_shapes(folder: str | Path, *, train: int = 64, test: int = 24, size: in
     return f"voc:{folder}"
 
 
-def _drawn(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[tuple[str, tuple[int, ...]]]]:
+Box = tuple[int, int, int, int]
+Drawn = tuple[str, Box]  # an object's kind and corners
+
+
+def _drawn(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[Drawn]]:
     ground = Image.fromarray(rng.integers(40, 216, (size, size, 3), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(2))
     draw = ImageDraw.Draw(ground)
-    objects: list[tuple[str, tuple[int, ...]]] = []
+    objects: list[Drawn] = []
     for _ in range(rng.integers(1, _MOST_OBJECTS + 1)):
         box = _free_place(rng, size, [box for _, box in objects])
         if box is None:
@@ -56,7 +60,7 @@ def _drawn(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[tuple
     return ground, objects
 
 
-def _free_place(rng: np.random.Generator, size: int, taken: list[tuple[int, ...]]) -> tuple[int, int, int, int] | None:
+def _free_place(rng: np.random.Generator, size: int, taken: list[Box]) -> Box | None:
     for _ in range(_TRIES):
         side = int(rng.integers(size // 5, size // 2))
         left, top = (int(value) for value in rng.integers(0, size - side, 2))
@@ -66,7 +70,7 @@ def _free_place(rng: np.random.Generator, size: int, taken: list[tuple[int, ...]
     return None
 
 
-def _annotation(objects: list[tuple[str, tuple[int, ...]]]) -> str:
+def _annotation(objects: list[Drawn]) -> str:
     root = ET.Element("annotation")
     for name, box in objects:
         entry = ET.SubElement(root, "object")

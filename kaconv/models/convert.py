@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
 
 from kaconv.layers import KAConv2d
 from kaconv.models.complexity import Complexity, complexity
@@ -155,6 +157,7 @@ _FUNCTIONS: dict[object, type[nn.Module]] = {
     "relu_": nn.ReLU,
     F.relu6: nn.ReLU6,
 }
+_LONGEST_REASON = 120  # characters
 _CHANGE_NOTHING_TWICE = (nn.ReLU, nn.ReLU6)
 _NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU)
 _GIVEN = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -259,6 +262,8 @@ def _triple(root: nn.Module, node: fx.Node, calls: Counter) -> _Triple | str:
         return "it is called more than once"
     after = _next(root, node)
     norm = _module(root, after)
+    if isinstance(norm, FrozenBatchNorm2d):
+        return "its batch norm is frozen, with statistics of the whole kernel: build it with norm_layer=nn.BatchNorm2d"
     if after is None or not isinstance(norm, _BatchNorm):
         before = _module(root, node.all_input_nodes[0])
         if before is not None and (_is_activation(before) or _has_own_activation(before)):
@@ -433,6 +438,7 @@ def _table(
             costs.append(complexity(copy.deepcopy(counted).to("meta"), image_size, channels))
         except Exception as error:  # the model's own, for an image that it does not take
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            uncounted = f"the model does not run on one image of {image_size} with {channels} channels: {lines[0]}"
+            reason = textwrap.shorten(lines[0], _LONGEST_REASON, placeholder=" ...")  # torch can take a paragraph
+            uncounted = f"the model does not run on one image of {image_size} with {channels} channels: {reason}"
             costs.append(None)
     return ConversionTable(rows, _params(model), _params(converted), costs[0], costs[1], uncounted)

@@ -87,9 +87,7 @@ def backbone(
     check_values({"head": head, "norm": norm}, {"head": is_one_of(*HEADS), "norm": is_one_of(*NORMS)})
     check_values({"trainable_layers": trainable_layers}, {"trainable_layers": or_none(whole(0, len(STRIDES)))})
     if weights is not None and norm == "group":
-        raise ValueError(
-            'weights were trained with batch norms, norm="group" puts new ones in their place: leave out one'
-        )
+        raise ValueError('norm="group" puts new norms in place of those that the weights were trained with')
     if isinstance(model, nn.Module):
         if weights is not None or kaconv_options:
             raise ValueError(f"{type(model).__name__} is built already: it takes no weights and no options")
@@ -241,9 +239,7 @@ def _dilated(trunk: nn.ModuleDict, stages: Stages) -> IntermediateLayerGetter:
     with evaluating(maps), torch.no_grad():
         found = maps(next(maps.parameters()).new_zeros(1, 3, 64, 64))["out"].shape[-1]
     if found != 8:
-        raise ValueError(
-            f"only strides of convolutions become dilations; this network's last map is at stride {64 // found}"
-        )
+        raise ValueError(f"only a convolution's stride becomes a dilation; the last map still has stride {64 // found}")
     return maps
 
 
@@ -264,9 +260,7 @@ class _SSDLiteBackbone(nn.Module):
         super().__init__()
         first = trunk[stages[32][0][0]]
         if not isinstance(first, InvertedResidual):
-            raise ValueError(
-                'head="ssdlite" wants a MobileNetV2, such as ka_mobilenetv2_100_l; for others take "retinanet"'
-            )
+            raise ValueError('head="ssdlite" wants a MobileNetV2, such as ka_mobilenetv2_100_l; others: "retinanet"')
         blocks = list(trunk.values())
         place = blocks.index(first)
         self.features = nn.Sequential(

@@ -23,6 +23,7 @@ from kaviz.plots.compare import (
     plot_training_statistics,
     plot_variants,
 )
+from kaviz.plots.detection import plot_detections, plot_inside_and_outside
 from kaviz.plots.effects import plot_attention_and_cost, plot_effects, plot_removals, plot_transplants
 from kaviz.plots.kernels import plot_contributions, plot_effective_kernels, plot_position_shares
 from kaviz.plots.layer import (
@@ -59,6 +60,7 @@ __all__ = [
     "plot_class_maps",
     "plot_contributions",
     "plot_cost_and_benefit",
+    "plot_detections",
     "plot_deviation",
     "plot_effective_kernels",
     "plot_effects",
@@ -68,6 +70,7 @@ __all__ = [
     "plot_faithfulness",
     "plot_identity",
     "plot_input_dependence",
+    "plot_inside_and_outside",
     "plot_kernel_maps",
     "plot_layer_difference",
     "plot_layer_maps",

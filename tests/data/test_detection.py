@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kaconv.data.detection import collate, load_detection
+from kaconv.data.detection import collate, crop_inside_and_outside, load_detection
 from kaconv.data.shapes import SHAPES, draw_shapes
 
 RACCOON = Path(__file__).parents[3] / "shared" / "data" / "raccoon"
@@ -129,6 +129,18 @@ def test_what_is_missing_is_named(shapes, tmp_path):
     for spec in ("digits", "voc:", f"folder:{shapes}"):
         with pytest.raises(ValueError, match="it is given as voc:PATH or coco:PATH"):
             load_detection(spec)
+
+
+def test_crops_are_from_inside_an_object_and_from_outside_of_all(tmp_path):
+    data = load_detection(draw_shapes(tmp_path, train=1, test=12, size=96)).test
+    crops = crop_inside_and_outside(data, 32, least=12)
+    assert crops.inside.shape == crops.outside.shape == crops.other.shape == (len(crops.images), 3, 32, 32)
+    assert not torch.equal(crops.outside, crops.other)
+    for inside, outside in zip(crops.inside, crops.outside, strict=True):
+        assert inside[:, 14:18, 14:18].flatten(1).std(dim=1).max() < 1e-3  # an object is of one colour
+        assert outside[:, 12:20, 12:20].flatten(1).std(dim=1).max() > 1e-3  # the ground is not
+    with pytest.raises(ValueError, match="none of the 12 images has room for squares of 90 pixels"):
+        crop_inside_and_outside(data, 32, least=90)
 
 
 @pytest.fixture

@@ -305,3 +305,28 @@ def test_a_unet_trains_exports_and_shows_its_attention():
     with AttentionCapture(model) as capture, torch.no_grad():
         model(x)
     assert list(capture.record().attention) == converted_layers(table)
+
+
+def test_frozen_norms_are_named_with_what_to_do():
+    body = torchvision.models.resnet18(norm_layer=torchvision.ops.FrozenBatchNorm2d)
+    _, table = convert_to_kaconv(body, where="layer1*", image_size=32)
+    assert not table.replaced
+    reasons = {row.note for row in table.skipped if row.name.startswith("layer1")}
+    assert reasons == {
+        "its batch norm is frozen, with statistics of the whole kernel: build it with norm_layer=nn.BatchNorm2d"
+    }
+
+
+def test_a_detector_is_converted_trained_and_watched():
+    build = torchvision.models.detection.retinanet_resnet50_fpn
+    detector = build(weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=96)
+    model, table = convert_to_kaconv(detector, where="backbone.body.layer4*")
+    assert len(table.replaced) == 3
+    assert len(str(table).splitlines()[-1]) < 250  # torch has a paragraph on why it cannot be counted
+    images = [torch.rand(3, 64, 80), torch.rand(3, 70, 64)]
+    targets = [{"boxes": torch.tensor([[4.0, 4, 40, 50]]), "labels": torch.tensor([1])}] * 2
+    sum(model(images, targets).values()).backward()
+    assert model.backbone.body.layer4[0].conv2.weight.grad.abs().max() > 0
+    with torch.no_grad(), AttentionCapture(model.eval()) as capture:
+        model(images)
+    assert len(capture.record()) == 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import FrozenBatchNorm2d
 
 import kaconv
 from kaconv import KAConv2d, use_backend
@@ -139,6 +140,21 @@ def test_batch_norms_of_all_kinds(options, training, backend):
     expected, actual = everything(layer, x, "reference"), everything(layer, x, backend)
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_frozen_batch_norms_are_fused(groups, fused_only):
+    torch.manual_seed(0)
+    layer = KAConv2d(4, 4, 3, groups=groups, norm_layer=FrozenBatchNorm2d, generator_norm="layer").double()
+    layer.norm.running_mean.normal_()
+    layer.norm.running_var.uniform_(0.5, 2)
+    layer.norm.weight.normal_()
+    layer.norm.bias.normal_()
+    x = torch.randn(3, 4, 6, 5, dtype=torch.float64)
+    expected, actual = everything(layer.train(), x, "reference"), everything(layer, x, "fused")
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-8, atol=1e-9)
+        assert name not in dict(layer.named_buffers()) or torch.equal(value, layer.get_buffer(name))
 
 
 @pytest.mark.parametrize("trained", ["input", "weight", "norm.bias", "attention_generator.excite.weight"])

@@ -251,6 +251,12 @@ def training(layers=17):
     return {epoch: record(layers=layers, seed=epoch) for epoch in (0, 1, 2, 4, 8, 16, 30)}
 
 
+def detections():
+    boxes = np.array([[4.0, 6, 60, 80], [30, 30, 90, 94], [0, 0, 20, 95]])
+    found = {"boxes": boxes, "labels": np.array([1, 2, 3]), "scores": np.array([0.91, 0.5, 0.1])}
+    return plots.plot_detections(list(IMAGES[:6]), [{"boxes": boxes}] * 6, [found] * 6, CLASSES)
+
+
 def class_figure(of, names):
     return plots.plot_class_maps(of, of.layers[-1], [0, 1, 2, 3], np.tile(IMAGES[0], (len(names), 1, 1, 1)), names)
 
@@ -293,6 +299,7 @@ FIGURES = {
     "plot_contributions": contributions,
     "plot_contributions of 5×7": lambda: contributions(LARGE),
     "plot_cost_and_benefit": lambda: plots.plot_cost_and_benefit(comparison_rows(), baseline=MODELS[0]),
+    "plot_detections": detections,
     "plot_deviation": lambda: plots.plot_deviation(record(), record(seed=1)),
     "plot_deviation of 4 layers": lambda: plots.plot_deviation(record(layers=4), record(layers=4, seed=1)),
     "plot_effective_kernels": lambda: kernel_figure(signed=True),
@@ -305,6 +312,10 @@ FIGURES = {
     "plot_faithfulness of 3 models": lambda: faithfulness(["plain", "L", "H"]),
     "plot_identity": lambda: plots.plot_identity(IMAGES[0, ..., 0], IMAGES[0, ..., 0] + 1e-7),
     "plot_input_dependence": lambda: plots.plot_input_dependence(record(), record(seed=1)),
+    "plot_inside_and_outside": lambda: plots.plot_inside_and_outside(*(record(seed=seed) for seed in range(3))),
+    "plot_inside_and_outside of 4 layers": lambda: plots.plot_inside_and_outside(
+        *(record(layers=4, seed=seed) for seed in range(3))
+    ),
     "plot_kernel_maps": lambda: plots.plot_kernel_maps(
         {"weights\nalone": sharp(np.random.default_rng(0), 3, 3, 8)}, channel_names(), title="Q", label="size", center=1
     ),

@@ -1,0 +1,99 @@
+"""Training of a small detector on drawn shapes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("torchmetrics")
+pytest.importorskip("pycocotools")
+
+from kaconv.cli import main
+from kaconv.data.detection import load_detection
+from kaconv.data.shapes import draw_shapes
+from kaconv.inference.detection import evaluate_detector
+from kaconv.models.checkpoints import load_checkpoint
+from kaconv.training import detection
+from kaconv.training.detection import DetectionConfig, train_detector
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished training and its config."""
+    folder = tmp_path_factory.mktemp("detection")
+    data = draw_shapes(folder / "shapes", train=8, test=4, size=64)
+    config = DetectionConfig(
+        data=data, backbone="ka_mobilenetv2_050_l", out=str(folder / "run"), epochs=3, batch_size=4, image_size=64
+    )
+    return config, train_detector(config, progress=False)
+
+
+def test_it_learns_and_says_how_well(trained):
+    config, run = trained
+    assert len(run.summary["losses"]) == 3
+    assert run.summary["losses"][-1] < run.summary["losses"][0]
+    assert 0 <= run.summary["average_precision"] <= run.summary["average_precision_50"] <= 100
+    assert run.summary["test_images"] == 4
+    assert run.classes == load_detection(config.data).classes
+
+
+def test_its_checkpoint_detects_the_same(trained):
+    config, run = trained
+    checkpoint = load_checkpoint(f"{config.out}/last.safetensors", detection.BUILDER)
+    assert checkpoint.classes == run.classes
+    image = [load_detection(config.data).test[0][0]]
+    with torch.no_grad():
+        (found,), (expected,) = checkpoint.model(image), run.model(image)
+    assert len(found["boxes"])
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    again = evaluate_detector(checkpoint.model, load_detection(config.data).test, progress=False)
+    assert again.precision == pytest.approx(run.summary["average_precision"])
+
+
+def test_a_finished_training_is_not_repeated(trained, monkeypatch):
+    config, run = trained
+    monkeypatch.setattr(detection, "_train", None)
+    again = train_detector(replace(config, workers=1))
+    assert again.summary == run.summary
+    with pytest.raises(ValueError, match="holds another training"):
+        train_detector(replace(config, seed=1))
+
+
+def test_the_command_shows_it(trained, capsys):
+    config = trained[0]
+    given = {"data": config.data, "backbone": config.backbone, "out": config.out, "epochs": 3}
+    options = [f"--{name}={value}" for name, value in given.items()]
+    assert main(["detect", *options, "--batch-size=4", "--image-size=64"]) == 0
+    line = capsys.readouterr().out
+    assert f"average precision {trained[1].summary['average_precision']:.1f} %" in line
+    assert "4 test images" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"detector": "yolo"}, "detector must be one of faster_rcnn, retinanet, ssdlite, got 'yolo'"),
+        ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+        ({"lr": 0.0}, "lr must be a number > 0"),
+        ({"batch_size": 9}, "batch_size 9 is more than the 8 training images"),
+        ({"backbone": "resnet50"}, "wants a MobileNetV2"),
+    ],
+)
+def test_a_bad_config_writes_nothing(trained, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train_detector(replace(trained[0], out=str(tmp_path / "new"), **changes), progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_loss_that_is_no_number_ends_it(trained, tmp_path):
+    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1; try a smaller lr than 1e"):
+        train_detector(replace(trained[0], out=str(tmp_path / "new"), lr=1e30), progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_training_s_weights_are_not_replaced(trained, tmp_path):
+    (tmp_path / "last.safetensors").write_text("weights")
+    with pytest.raises(ValueError, match=r"last\.safetensors is of another training"):
+        train_detector(replace(trained[0], out=str(tmp_path)))
+    assert json.loads(json.dumps(trained[1].summary)) == trained[1].summary
