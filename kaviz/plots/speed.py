@@ -49,7 +49,8 @@ def speed_frame(rows: "Iterable[BenchmarkRow]") -> pd.DataFrame:
         "extra MiB": lambda measured, plain: plain and (measured["peak_bytes"] - plain["peak_bytes"]) / 2**20,
     }
     rows = list(rows)
-    if any((row[mode] or {}).get("compile_seconds") for row in rows for mode in _MODES):
+    measurements = [row[mode] for row in rows for mode in _MODES]
+    if any(measurement is not None and measurement.get("compile_seconds") for measurement in measurements):
         columns["compile s"] = lambda measured, plain: measured.get("compile_seconds")
     plain = _plain_rows(rows)
     frame = {
