@@ -70,7 +70,7 @@ class Evaluation:
 
     @property
     def known(self) -> np.ndarray:
-        """Whether the model knows a sample's class, (samples,): `n` of them."""
+        """The samples whose class the model knows, as a mask (samples,): `n` of them."""
         return self.labels < self.probabilities.shape[1]
 
 

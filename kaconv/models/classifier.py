@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         default_cfg, pretrained_cfg: preprocessing and names that timm asks for, of models made by name.
 
     Example:
-        >>> model = kaconv.create_model("ka_resnet50_l", num_classes=10, in_chans=1)
+        >>> model = kaconv.create_model("ka_resnet50_l", num_classes=10)  # in_chans=1 for grey images
         >>> features = model.forward_features(images)  # (N, 2048, H / 32, W / 32)
         >>> embedding = model.forward_head(features, pre_logits=True)  # (N, 2048)
         >>> levels = model.forward_intermediates(images, indices=(1, 2, 3, 4), intermediates_only=True)

@@ -79,7 +79,7 @@ def backbone(
         FileNotFoundError: for weights that are not there.
 
     Example:
-        >>> detector = FasterRCNN(backbone("ka_resnet50_l", weights="kaconv.safetensors"), num_classes=21)
+        >>> detector = FasterRCNN(backbone("ka_resnet50_l", weights="ka_resnet50_l.safetensors"), num_classes=21)
         >>> maps = backbone("ka_resnet50_l", "segmentation")
         >>> segmenter = FCN(maps, FCNHead(maps.out_channels, 21))
     """

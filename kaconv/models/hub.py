@@ -28,10 +28,9 @@ class HubCheckpoint(
     `config.json` with what it says of itself; and a model card, README.md, which is left alone where there is one.
 
     Example:
-        >>> checkpoint = HubCheckpoint.from_checkpoint("runs/first/best.safetensors")
-        >>> checkpoint.save_pretrained("my-folder", model_card_kwargs={"license": "cc-by-4.0"})
-        >>> checkpoint.push_to_hub("user/ka_resnet29_cifar_l")
-        >>> model = HubCheckpoint.from_pretrained("user/ka_resnet29_cifar_l").model
+        >>> checkpoint = HubCheckpoint.from_checkpoint("ka_resnet50_l.safetensors")
+        >>> folder = checkpoint.save_pretrained("my-folder", model_card_kwargs={"license": "cc-by-4.0"})
+        >>> model = HubCheckpoint.from_pretrained("my-folder").model  # or "user/name", where push_to_hub has sent it
     """
 
     @classmethod

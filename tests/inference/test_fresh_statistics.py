@@ -103,7 +103,7 @@ def test_the_error_does_not_depend_on_an_interruption_before_it(tmp_path, monkey
 
     config = config_for(tmp_path / "a", **changes)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Trainer, "_fresh_result", interrupted)
+        patch.setattr(trainer._Trainer, "_fresh_error", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(config, progress=False)
     one, other = (fit(c, progress=False) for c in (config, replace(config, out=str(tmp_path / "b"))))
