@@ -79,7 +79,8 @@ def backbone(
         FileNotFoundError: for weights that are not there.
 
     Example:
-        >>> detector = FasterRCNN(backbone("ka_resnet50_l", weights="ka_resnet50_l.safetensors"), num_classes=21)
+        >>> faster_rcnn = FasterRCNN(backbone("ka_resnet50_l", weights="ka_resnet50_l.safetensors"), num_classes=21)
+        >>> from torchvision.models.segmentation.fcn import FCN, FCNHead
         >>> maps = backbone("ka_resnet50_l", "segmentation")
         >>> segmenter = FCN(maps, FCNHead(maps.out_channels, 21))
     """
