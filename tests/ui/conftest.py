@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def project(tmp_path_factory):
     project = tmp_path_factory.mktemp("project")
     (project / "pyproject.toml").touch()
     (project / "notebooks").mkdir()
+    shutil.copytree(ROOT / "reports/studies", project / "reports/studies")
     for entry in load_spec(ROOT / "reports/specs/smoke.yaml").entries:
         parameters = entry.given | ({"runs": "runs"} if "runs" in entry.given else {})
         if entry.name == "06_explore" and "KAVIZ_SCREENSHOT" in os.environ:
