@@ -7,6 +7,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kaconv.inference.detection import DetectionEvaluation, average_precision, e
 from kaconv.models import detector, register_builder
 from kaconv.models.checkpoints import load_checkpoint, save_checkpoint
 from kaconv.models.dense import DETECTORS, NORMS, STRIDES
+from kaconv.training.config import SCHEDULES
 from kaconv.utils.checks import (
     MOST_PICTURES,
     MOST_PIXELS,
@@ -164,7 +166,7 @@ def _train(model: nn.Module, data: DetectionBundle, config: DetectionConfig, pro
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     lr = config.lr or LEARNING_RATES[config.detector] * config.batch_size
     optimizer = SGD(trained, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    schedule = LambdaLR(optimizer, _Schedule(config.epochs * len(loader)))
+    schedule = LambdaLR(optimizer, partial(_share_of_peak, steps=config.epochs * len(loader)))
     means = []
     model.train()
     for epoch in range(1, config.epochs + 1):
@@ -187,15 +189,10 @@ def _train(model: nn.Module, data: DetectionBundle, config: DetectionConfig, pro
     return means
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """The learning rate as a share of its peak, by step."""
-
-    steps: int
-
-    def __call__(self, step: int) -> float:
-        warmup = max(1, min(WARMUP_STEPS, round(WARMUP_SHARE * self.steps)))
-        return min((step + 1) / warmup, (1 + math.cos(math.pi * step / self.steps)) / 2)
+def _share_of_peak(step: int, steps: int) -> float:
+    """The learning rate at a step, as a share of its peak."""
+    warmup = max(1, min(WARMUP_STEPS, round(WARMUP_SHARE * steps)))
+    return min((step + 1) / warmup, SCHEDULES["cosine"](step, steps))
 
 
 def _summary(
