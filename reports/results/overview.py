@@ -6,7 +6,7 @@ import torch
 
 import kaviz
 from kaconv import AttentionCapture
-from kaconv.data.datasets import load_data
+from kaconv.data import describe_sample, load_data
 from kaconv.models.checkpoints import load_checkpoint
 from kaviz import plots
 
@@ -26,7 +26,7 @@ def main(path: str) -> None:
     with torch.no_grad(), AttentionCapture(trained.model) as capture:
         trained.model(inputs)
     record = capture.record(labels=labels)
-    files = [file for file, _ in load_data("photos").test.samples]
+    files = [describe_sample(photos.test, index) for index in range(len(images))]
     samples = [next(i for i, file in enumerate(files) if name in file) for name in SHOWN]
     pictures = trained.preprocessing.denormalise(inputs[samples]).movedim(1, -1).numpy()
     titles = [f"“{photos.classes[labels[sample]]}”" for sample in samples]
