@@ -301,7 +301,8 @@ a study:
 
 Every training is a folder as of `kaconv train`; all of one seed come before the next seed. The same command goes on
 where a study was interrupted, by whatever, and never trains twice what is finished; where one training fails, the
-others still run. --jobs and --slurm need submitit: pip install 'kaconv[cluster]'.
+others still run. With --results FILE.json, what that file holds as finished, from whichever machine, counts as well.
+--jobs and --slurm need submitit: pip install 'kaconv[cluster]'.
 
 Exit status: 0, or 1 if a training failed.
 """
@@ -334,7 +335,8 @@ def add_study_parser(subparsers: argparse._SubParsersAction) -> None:
         nargs="?",
         const="",
         metavar="FILE.json",
-        help="write the results here (FILE.json default: reports/studies/NAME.json)",
+        help="go on from the results in this file, and write them here after each training (default: "
+        "reports/studies/NAME.json)",
     )
 
 
@@ -349,6 +351,7 @@ def run_study(args: argparse.Namespace) -> int:
     from kaconv.training.study_jobs import parse_slurm_options
     from kaconv.training.study_results import (
         RESULT_KEYS,
+        finished_trainings,
         format_results,
         format_status,
         merge_results,
@@ -365,16 +368,17 @@ def run_study(args: argparse.Namespace) -> int:
     out = None if args.results is None else Path(args.results or f"reports/studies/{spec.name}.json")
     if out is not None:
         check_result_path(out, "study", RESULT_KEYS)
+    known = finished_trainings(spec, out) if out is not None and not args.merge else {}
     failed = False
     if args.merge:
         results, notes = merge_results(spec, [(name, read_study_results(name)) for name in args.merge])
         print("".join(f"{note}\n" for note in notes), end="")
     else:
         if args.status:
-            print(format_status(study_status(trainings), args.jobs))
+            print(format_status(study_status(trainings, known), args.jobs))
         else:
-            failed = _train_study(args, spec, trainings, slurm)
-        results = study_results(spec, trainings)
+            failed = _train_study(args, spec, trainings, known, slurm, out)
+        results = study_results(spec, trainings, known)
     print(format_results(results))
     if out is not None:
         write_json(out, results)
@@ -382,12 +386,19 @@ def run_study(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _train_study(args: argparse.Namespace, spec: Any, trainings: list, slurm: dict) -> bool:
-    """Train what is not finished, with a line for each that ends; whether one failed."""
-    from kaconv.training.study_jobs import check_before_training, run_here, run_locally, submit_to_slurm
-    from kaconv.training.study_results import study_status, time_left
+def _train_study(
+    args: argparse.Namespace, spec: Any, trainings: list, known: dict, slurm: dict, out: Path | None
+) -> bool:
+    """Train what is finished neither here nor in `known`, with a line and new results for each that ends.
 
-    left = check_before_training(trainings)
+    Returns:
+        Whether one failed.
+    """
+    from kaconv.training.study_jobs import check_before_training, run_here, run_locally, submit_to_slurm
+    from kaconv.training.study_results import study_results, study_status, time_left
+    from kaconv.utils.files import write_json
+
+    left = check_before_training([training for training in trainings if training.key not in known])
     print(f"{spec.name}: {len(trainings)} trainings, {len(trainings) - len(left)} of them finished", flush=True)
     runs = args.runs or Path("runs", spec.name)
     if args.slurm and left:
@@ -400,7 +411,9 @@ def _train_study(args: argparse.Namespace, spec: Any, trainings: list, slurm: di
         if error is not None:
             failures.append(training)
             print(f"kaconv: {training} failed: {shortened(printable(error))}", file=sys.stderr, flush=True)
-        rest = time_left(study_status(trainings), args.jobs)
+        if out is not None:
+            write_json(out, study_results(spec, trainings, known))
+        rest = time_left(study_status(trainings, known), args.jobs)
         print(f"{training}: {number} of {len(trainings)} {'failed' if error else 'done'}; {rest}", flush=True)
     return bool(failures)
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from kaconv.training.run import EpochResult, Run, is_held
-from kaconv.training.study_spec import PLAIN_VARIANT, StudySpec, Training
+from kaconv.training.study_spec import PLAIN_VARIANT, StudySpec, Training, TrainingKey
 from kaconv.utils.checks import PERCENT, TEXT, check_values, whole
 from kaconv.utils.intervals import CONFIDENCE, t_interval
 from kaconv.utils.provenance import provenance
@@ -129,15 +129,25 @@ class StudyResults(TypedDict):
     provenance: dict[str, Any]
 
 
-def study_status(trainings: Sequence[Training]) -> list[StatusRow]:
-    """The state of each training of a study; nothing is trained or written."""
+def study_status(trainings: Sequence[Training], known: Mapping[TrainingKey, RunRow] | None = None) -> list[StatusRow]:
+    """The state of each training of a study; nothing is trained or written.
+
+    Args:
+        known: what is finished elsewhere, see `finished_trainings`.
+    """
+    known = known or {}
     found = [(training, _load(training)) for training in trainings]
     costs = {
         key: median(epoch["seconds"] for epoch in epochs)
         for key in {_key(training) for training in trainings}
         if (epochs := [epoch for training, run in found if run and _key(training) == key for epoch in run.history])
     }
-    return [_status(training, run, costs.get(_key(training))) for training, run in found]
+    return [
+        _status_elsewhere(known[training.key])
+        if training.key in known and not (run and run.finished)
+        else _status(training, run, costs.get(_key(training)))
+        for training, run in found
+    ]
 
 
 def format_status(rows: Sequence[StatusRow], jobs: int = 1) -> str:
@@ -196,6 +206,20 @@ def _status(training: Training, run: Run | None, epoch_seconds: float | None) ->
     }
 
 
+def _status_elsewhere(row: RunRow) -> StatusRow:
+    return {
+        "model": row["model"],
+        "variant": row["variant"],
+        "seed": row["seed"],
+        "state": DONE,
+        "epoch": row["epochs"],
+        "epochs": row["epochs"],
+        "test_error": row["last"]["test_error"],
+        "test_top5_error": row["last"].get("test_top5_error"),
+        "seconds_left": 0.0,
+    }
+
+
 def _state(run: Run | None) -> str:
     if run is None:
         return NOT_BEGUN
@@ -216,9 +240,31 @@ def _load(training: Training) -> Run | None:
 # Results ------------------------------------------------------------------------------------------------------------
 
 
-def study_results(spec: StudySpec, trainings: Sequence[Training]) -> StudyResults:
-    """Results of a study so far, which can be written as JSON."""
-    return _with_summary(spec.to_dict(), [_result(training) for training in trainings], provenance())
+def study_results(
+    spec: StudySpec, trainings: Sequence[Training], known: Mapping[TrainingKey, RunRow] | None = None
+) -> StudyResults:
+    """Results of a study so far, which can be written as JSON.
+
+    Args:
+        known: what is finished elsewhere, see `finished_trainings`; a finished run here goes before it.
+    """
+    known = known or {}
+    rows = [_result(training) for training in trainings]
+    rows = [known.get(_key_of(row), row) if row["state"] == NOT_RUN else row for row in rows]
+    return _with_summary(spec.to_dict(), rows, provenance())
+
+
+def finished_trainings(spec: StudySpec, path: Path) -> dict[TrainingKey, RunRow]:
+    """What a file of results has finished of a study; nothing where there is no such file.
+
+    Raises:
+        ValueError: if it holds something else, or results of another study.
+    """
+    if not path.exists():
+        return {}
+    results = read_study_results(path)
+    _check_same_study(spec, str(path), results)
+    return {_key_of(row): row for row in results["runs"] if row["state"] == DONE}
 
 
 def merge_results(spec: StudySpec, results: Sequence[tuple[str, StudyResults]]) -> tuple[StudyResults, list[str]]:
@@ -235,12 +281,10 @@ def merge_results(spec: StudySpec, results: Sequence[tuple[str, StudyResults]]) 
         ValueError: if one is of another study, or a run is there with two configs.
     """
     study, notes = spec.to_dict(), []
-    runs: dict[tuple, RunRow] = {}
-    origin: dict[tuple, str] = {}
+    runs: dict[TrainingKey, RunRow] = {}
+    origin: dict[TrainingKey, str] = {}
     for name, result in results:
-        different = [key for key in study if key != "data" and study[key] != result["study"].get(key)]
-        if different:
-            raise ValueError(f"{name} holds results of another study than {spec.name}: {', '.join(different)} differ")
+        _check_same_study(spec, name, result)
         for row in result["runs"]:
             key = _key_of(row)
             there = runs.get(key)
@@ -290,6 +334,14 @@ def _result(training: Training) -> RunRow:
         "config": run.config.identity(),
         "provenance": run.summary.get("provenance"),
     }
+
+
+def _check_same_study(spec: StudySpec, name: str, results: StudyResults) -> None:
+    """Its images may be in another place."""
+    study, other = spec.to_dict(), results["study"]
+    different = [key for key in study if key != "data" and study[key] != other.get(key)]
+    if different:
+        raise ValueError(f"{name} holds results of another study than {spec.name}: {', '.join(different)} differ")
 
 
 def _check_same(row: RunRow, other: RunRow, name: str, other_name: str) -> None:
@@ -436,7 +488,7 @@ def _key(training: Training) -> tuple[str, str]:
     return training.variant, training.model
 
 
-def _key_of(row: RunRow) -> tuple[str, str, int]:
+def _key_of(row: RunRow) -> TrainingKey:
     return row["variant"], row["model"], row["seed"]
 
 

@@ -40,6 +40,9 @@ class StudySpec:
         return asdict(self)
 
 
+TrainingKey = tuple[str, str, int]  # variant, model and seed
+
+
 @dataclass(frozen=True)
 class Training:
     """One training of a study."""
@@ -48,6 +51,11 @@ class Training:
     variant: str
     seed: int
     config: TrainConfig
+
+    @property
+    def key(self) -> TrainingKey:
+        """What tells it from the study's others, wherever it runs."""
+        return self.variant, self.model, self.seed
 
     def __str__(self) -> str:
         variant = "" if self.variant == PLAIN_VARIANT else f" {self.variant}"

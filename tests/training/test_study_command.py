@@ -190,6 +190,45 @@ def test_status_trains_nothing(trained, tmp_path, capsys):
     assert not Path(trainings[4].config.out).exists()
 
 
+def test_what_is_finished_elsewhere_counts_and_is_kept(trained, tmp_path, monkeypatch, capsys):
+    results = read_study_results(trained[0] / "found.json")
+    results["runs"][2:] = [row | {"state": "not run"} for row in results["runs"][2:]]
+    path, found = write_spec(tmp_path), tmp_path / "found.json"
+    found.write_text(json.dumps(results))
+    command = ["study", str(path), "--runs", str(tmp_path / "runs"), "--results", str(found)]
+    assert main([*command, "--status"]) == 0
+    assert "2 done, 0 running, 0 interrupted, 2 not begun" in capsys.readouterr().out
+    assert [row["state"] for row in read_study_results(found)["runs"]] == ["done"] * 2 + ["not run"] * 2
+
+    trained_here = []
+    real_fit = study.fit
+
+    def fit(config, **kwargs):
+        trained_here.append((config.seed, config.model))
+        if trained_here[1:]:  # what the first one found is written before the second ends
+            assert [row["state"] for row in read_study_results(found)["runs"]] == ["done"] * 3 + ["not run"]
+        return real_fit(config, **kwargs)
+
+    monkeypatch.setattr(study, "fit", fit)
+    assert main(command) == 0
+    assert trained_here == [(1, PLAIN), (1, LIGHT)]
+    after = read_study_results(found)
+    assert after["runs"][:2] == results["runs"][:2]
+    assert [row["state"] for row in after["runs"]] == ["done"] * 4
+
+
+def test_results_of_another_study_are_not_replaced(trained, tmp_path, capsys):
+    found = tmp_path / "found.json"
+    found.write_text((trained[0] / "found.json").read_text())
+    before = found.read_bytes()
+    path = write_spec(tmp_path, seeds=[0])
+    command = ["study", str(path), "--runs", str(tmp_path / "runs"), "--results", str(found)]
+    assert main(command) == 2
+    assert "holds results of another study than small: seeds differ" in capsys.readouterr().err
+    assert found.read_bytes() == before
+    assert not (tmp_path / "runs").exists()
+
+
 def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     def fit(config, **kwargs):
         if config.model == PLAIN:
