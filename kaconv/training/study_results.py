@@ -255,7 +255,7 @@ def study_results(
 
 
 def finished_trainings(spec: StudySpec, path: Path) -> dict[TrainingKey, RunRow]:
-    """What a file of results has finished of a study; nothing where there is no such file.
+    """Rows of a study's trainings that a file of results has as finished; none where there is no such file.
 
     Raises:
         ValueError: if it holds something else, or results of another study.

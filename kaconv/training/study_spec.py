@@ -54,7 +54,7 @@ class Training:
 
     @property
     def key(self) -> TrainingKey:
-        """What tells it from the study's others, wherever it runs."""
+        """Identity among the study's trainings, wherever it runs."""
         return self.variant, self.model, self.seed
 
     def __str__(self) -> str:
