@@ -3,9 +3,12 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from docutils import nodes
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
@@ -80,6 +83,20 @@ def take_in_the_report(app: Any, error: Exception | None) -> None:
         shutil.copytree(report, Path(app.outdir) / "report", ignore=hidden, dirs_exist_ok=True)
 
 
+def name_figures(app: Any, doctree: nodes.document) -> None:
+    """Give figures of code cells the heading above them as alternative text; Sphinx would take the file's name."""
+    for image in doctree.findall(nodes.image):
+        section = next((parent for parent in _parents(image) if isinstance(parent, nodes.section)), None)
+        if "alt" not in image and section is not None:
+            image["alt"] = section[0].astext()
+
+
+def _parents(node: nodes.Node) -> Iterator[nodes.Node]:
+    while node := node.parent:
+        yield node
+
+
 def setup(app: Any) -> None:
     """Have Sphinx call what is above."""
+    app.connect("doctree-read", name_figures)
     app.connect("build-finished", take_in_the_report)

@@ -220,7 +220,8 @@ examples:
   kaconv train --recipe ka_resnet50_l --data imagenet:/data/imagenet --workers 8 --out runs/r50-l
   torchrun --nproc-per-node 8 -m kaconv train --recipe ka_resnet50_l --data imagenet:/data/imagenet --workers 8 \\
       --mixed-precision bf16 --channels-last --out runs/r50-l
-  torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m kaconv train ...
+  torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m kaconv train \\
+      --recipe ka_resnet50_l --data imagenet:/data/imagenet --workers 8 --out runs/r50-l
 
 --recipe takes the paper's settings for one of its models (or a YAML file of fields); other options overrule it. A step
 of 256 images on fewer GPUs is the same step with --accumulation.

@@ -21,6 +21,7 @@ SMOKE = {
 import torch, kaconv
 model = kaconv.create_model("ka_resnet11_cifar_l", num_classes=3)
 model(torch.randn(2, 3, 16, 16)).sum().backward()
+kaconv.create_model("ka_mobilenetv2_050_l", weights="imagenette")
 """,
     "all": """
 import torch, kaconv, kaviz.reports, kaviz.explorer

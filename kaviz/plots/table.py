@@ -118,7 +118,7 @@ def plot_error_against(
         raise ValueError(f"unknown cost {cost!r}; choose from {', '.join(_COSTS)}")
     alone = ax is None
     if ax is None:
-        ax = Figure(figsize=(WIDTH / 2, 3.3), layout="constrained").add_subplot()
+        ax = Figure(figsize=(WIDTH / 2, 3.8), layout="constrained").add_subplot()
     for name, members in _families(rows).items():
         ordered = list(members.values())
         x, y = [row[cost] for row in ordered], [row["published"]["top1_error"] for row in ordered]
@@ -136,9 +136,9 @@ def plot_error_against(
         ax.annotate(name, (x[0], y[0]), (6, 6), textcoords="offset points", fontsize="x-small", color="0.2")
     ax.set_xscale("log")
     costs = [row[cost] for row in rows]
-    ax.xaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if max(costs) > 8 * min(costs) else (1, 1.5, 2, 3, 4, 5, 6, 8))
-    )
+    range_of_costs = max(costs) / min(costs)
+    steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if range_of_costs <= 8 else (1, 2, 5) if range_of_costs <= 20 else (1, 3)
+    ax.xaxis.set_major_locator(LogLocator(subs=steps))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(x=0.35, y=0.12)
@@ -147,7 +147,7 @@ def plot_error_against(
     ax.grid(color="0.92")
     ax.set_axisbelow(True)
     if alone:
-        ax.legend(handles=_legend(rows), fontsize="small")
+        ax.legend(handles=_legend(rows), loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
         _place_labels(ax)
     return ax.figure
 

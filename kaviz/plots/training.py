@@ -89,7 +89,7 @@ def plot_test_errors(rows: "Sequence[StudyRow]", ax: Axes | None = None) -> Figu
         ax.annotate(text, (row["test_error"], place), (0, 13), textcoords="offset points", ha="center", color=color)
     ax.set_yticks(range(len(rows)), labels.values())
     ax.set_ylim(len(rows) - 0.5, -0.6)
-    ax.set_xlim(left=min(0, ax.get_xlim()[0]) if _lowest(rows) < 0 else 0)
+    ax.set_xlim(left=0)  # of few seeds the interval may reach below, where no error can be
     ax.set_xlabel("test error after the last epoch (%)")
     seeds, pictures = len(rows[0]["test_errors"]), rows[0]["test_pictures"]
     ax.legend(handles=_interval_legend(seeds, pictures), loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
@@ -167,10 +167,6 @@ def _labels(rows: Sequence[Row]) -> dict[str, str]:
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     return [tick for decade in decades for tick in (decade, 2 * decade, 5 * decade) if low <= tick <= high]
-
-
-def _lowest(rows: "Sequence[StudyRow]") -> float:
-    return min(interval[0] for row in rows for interval in (row["seed_interval"], row["picture_interval"]) if interval)
 
 
 def _interval_legend(seeds: int, pictures: int) -> list[Line2D]:

@@ -1,5 +1,6 @@
 """Every snippet of the documents and every example of a docstring, run; shell commands are parsed, not run."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -14,12 +15,14 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 
 import kaconv
+import kaconv.cli
 import kaconv.training
 import kaviz
 import kaviz.cli
@@ -27,13 +30,16 @@ from kaconv.cli import build_parser
 from kaconv.data import IMAGENET, load_data
 from kaconv.models.checkpoints import save_checkpoint
 from kaconv.training import Run, TrainConfig
+from kaconv.training.study_spec import parse_study
 from kaconv.training.trainer import fit
-from kaviz.reports.spec import declared_parameters
+from kaviz.reports.spec import declared_parameters, load_spec
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("[a-z]*/README.md")])
+IGNORED = {".venv", "build", "node_modules", "out", "runs", "site"}  # what is made, not written
+DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not IGNORED & set(path.relative_to(ROOT).parts))
+PAGES = [path for path in DOCUMENTS if "\n```{code-cell}" in path.read_text(encoding="utf-8")]
 MODULES = [
     path
     for package in ("kaconv", "kaviz")
@@ -161,6 +167,13 @@ def check_shell(example) -> None:
                     raise AssertionError(f"{command.strip()} is no command of ours") from None
 
 
+def examples_of_help(epilog: str) -> list[str]:
+    """The commands that a help shows, each in one line, without what its output goes to."""
+    _, _, shown = epilog.partition("examples:\n")
+    lines = re.sub(r"\\\n\s*", "", shown.split("\n\n")[0]).splitlines()
+    return [line.split(" | ")[0] for line in lines]
+
+
 DOCUMENT = Sybil([PythonCodeBlockParser(), CodeBlockParser("bash", check_shell)], encoding="utf-8")
 DOCSTRINGS = Sybil([DocTestParser()], document_types={".py": PythonDocStringDocument}, encoding="utf-8")
 
@@ -180,6 +193,49 @@ def test_the_snippets_of_a_document_run(path: Path, world: dict) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_examples_of_a_module_run(path: Path, world: dict) -> None:
     run_examples(DOCSTRINGS, path, world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_cells_of_a_page_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that `make docs` runs, for networks that have hardly been trained."""
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setenv("KACONV_DOCS_QUICK", "1")
+    monkeypatch.setenv("KACONV_DOCS_RUNS", str(tmp_path))
+    cells = re.findall(r"^```{code-cell} python\n(?::.*\n)*(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(compile(cell.replace("%matplotlib inline", ""), path, "exec"), names)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_snippet_escapes(path: Path) -> None:
+    """`text` shows what is no code, and {} does what the site's build does."""
+    text = path.read_text(encoding="utf-8")
+    languages = re.findall(r"^ *(?:```|~~~)(.*)\n(?:.*\n)*?^ *(?:```|~~~)$", text, re.M)
+    known = {"python", "bash", "text", "{code-cell} python", "{toctree}"}
+    assert [language for language in languages if language not in known and not language.startswith("{include} ")] == []
+    prose = re.sub(r"^```.*\n(?:.*\n)*?^```$", "", text, flags=re.M)
+    assert re.findall(r"\n\n(?: {4}|\t)(?![ |*-]).*", prose) == [], "an indented block is code that no test sees"
+
+
+def test_the_examples_of_every_commands_help_are_commands() -> None:
+    parser = build_parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in [("kaconv", parser), *commands.choices.items()]:
+        examples = examples_of_help(command.epilog)
+        assert examples, f"{name} --help has no examples"
+        for example in examples:
+            check_command(shlex.split(example))
+
+
+def test_the_files_that_helps_show_are_read(tmp_path: Path) -> None:
+    (study,) = re.findall(r"^a study:\n((?:  .*\n)+)", kaconv.cli.STUDY_EXAMPLES, re.M)
+    assert parse_study(yaml.safe_load(study)).name == "digits"
+    (report,) = re.findall(r"^A spec is a YAML file:\n\n((?:  .*\n)+)", kaviz.cli._REPORT_HELP, re.M)
+    (tmp_path / "spec.yaml").write_text(report)
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    assert load_spec(tmp_path / "spec.yaml").entries[0].name == "training-smoke"
 
 
 @pytest.mark.parametrize(
