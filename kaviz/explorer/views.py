@@ -143,7 +143,9 @@ def view_pack(
         "about": [_about(*one, called) for one in zip(names, labels, guesses, strict=True)],
         "labels": labels,
         "predictions": guesses,
-        "right": [None if label < 0 or guess is None else label == guess for label, guess in zip(labels, guesses, strict=True)],
+        "right": [
+            None if label < 0 or guess is None else label == guess for label, guess in zip(labels, guesses, strict=True)
+        ],
         "classes": called,
         "pictures": [_data_url(image) for image in ([] if images is None else images)],
     }

@@ -7,8 +7,8 @@ const START = {
 };
 const PINNED_IMAGES = 24; // maps of a pinned channel in further images
 const LINES = 4; // classes under an image, besides the true one and the one from before
-const CELL = 3; // pixels of a canvas to a side of a kernel position, so that a dot has a middle; CSS enlarges them
-const LARGEST = 27; // CSS pixels to a side of a kernel position among the maps
+const STEP = 3; // widths of a position are multiples of it: a third stands between maps, and is the width of a dot
+const LARGEST = 27; // pixels of a position, to a side, among the maps of a layer
 
 const called = (all, key) => all.map((one) => [one[key], one[key]]);
 /** Lists whose options, [value, text], depend on the data. */
@@ -145,29 +145,28 @@ function around(middle, values, least) {
   return { low: middle - reach, high: middle + reach, middle };
 }
 
-/** Draw {kernel, maps, columns, unit, low, high}: maps with a pixel between them, a position `unit` CSS pixels wide. */
+/** Draw {kernel, maps, columns, unit, low, high}: maps beside and below each other, a position `unit` pixels wide. */
 function paint(canvas, drawing, colors) {
-  const { kernel, maps, columns, unit, low, high } = drawing, [tall, wide] = kernel.map((side) => CELL * side + 1);
+  const { kernel, maps, columns, unit, low, high } = drawing, gap = unit / STEP, [tall, wide] = kernel.map((side) => unit * side + gap);
   canvas.drawing = drawing; // for who points at it, or saves it
-  canvas.width = Math.min(columns, maps.length) * wide - 1;
-  canvas.height = Math.ceil(maps.length / columns) * tall - 1;
-  canvas.style.width = `${canvas.width * unit / CELL}px`;
+  canvas.width = Math.min(columns, maps.length) * wide - gap;
+  canvas.height = Math.ceil(maps.length / columns) * tall - gap;
   const image = new ImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer);
   maps.forEach((values, slot) => values.forEach((value, p) => {
-    const left = (slot % columns) * wide + (p % kernel[1]) * CELL;
-    const top = Math.floor(slot / columns) * tall + Math.floor(p / kernel[1]) * CELL;
-    for (let row = 0; row < CELL; row += 1) {
-      const at = (top + row) * canvas.width + left;
-      pixels.fill(colors[shade(value, { low, high })], at, at + CELL);
+    const left = (slot % columns) * wide + (p % kernel[1]) * unit;
+    const top = Math.floor(slot / columns) * tall + Math.floor(p / kernel[1]) * unit;
+    const color = colors[shade(value, drawing)], strong = value >= (3 * high + low) / 4;
+    for (let row = 0, at = top * canvas.width + left; row < unit; row += 1, at += canvas.width) {
+      pixels.fill(color, at, at + unit);
+      // A dot in the strongest: both ends of the colours look alike in grey.
+      if (strong && row >= gap && row < 2 * gap) pixels.fill(0xff000000, at + gap, at + 2 * gap);
     }
-    // A dot in the strongest: both ends of the colours look alike in grey.
-    if (value >= (3 * high + low) / 4) pixels[(top + 1) * canvas.width + left + 1] = 0xff000000;
   }));
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
 /** The largest width of a position with which a map is at most so wide. */
-const unitFor = (layer, side) => CELL * Math.max(1, Math.floor(side / CELL / Math.max(...layer.kernel)));
+const unitFor = ({ kernel }, side) => STEP * Math.max(1, Math.floor(side / STEP / Math.max(...kernel)));
 
 /** A frame around pixels of a canvas, to lie above it. */
 function box({ width, height }, className, x, y, wide, tall) {
@@ -203,8 +202,7 @@ class Explorer {
     this.ui = {};
     for (const element of root.querySelectorAll("[data-part], [name]")) this.ui[element.dataset.part ?? element.name] = element;
     this.ui.copy.hidden = !host.link;
-    this.ui.kernel.hidden = !host.kernel;
-    this.ui.noKernel.hidden = Boolean(host.kernel);
+    (host.kernel ? this.ui.noKernel : this.ui.kernel).remove();
     this.listen();
     this.observer = new ResizeObserver(() => this.data && this.width !== this.ui.grids.firstElementChild.clientWidth && this.draw());
     this.observer.observe(this.ui.grids);
@@ -220,7 +218,7 @@ class Explorer {
     form.onclick = (event) => {
       const { target, shiftKey } = event, { act, of } = target.closest("button")?.dataset ?? {};
       if (act) this[act](of);
-      if (target.name !== "a" || !(shiftKey || ui.pick.value === "b")) return;
+      if (target.name !== "a" || !event.detail || !(shiftKey || ui.pick.value === "b")) return; // no detail: by the arrows
       event.preventDefault(); // A stays what it is
       setTimeout(() => this.set({ b: target.value })); // once the browser has put it back
     };
@@ -414,8 +412,7 @@ class Explorer {
     ui.attributionNote.hidden = ui.pixelReadout.hidden = !attribution;
     if (!attribution) return;
     ui.attributionNote.textContent = `What speaks for ${attribution.about}: `
-      + (state.mode === "signed" ? "red for it, blue against it" : "yellow is strong, either way")
-      + ". Point at a picture, or move with the arrow keys, for the value.";
+      + (state.mode === "signed" ? "red for it, blue against it." : "yellow is strong, either way.");
     this.readPixel(...this.pixel);
   }
 
@@ -513,14 +510,14 @@ class Explorer {
 
   /** The largest maps with which all channels find room, or else the smallest that can be seen. */
   fit(height) {
-    const { kernel, channels } = this.layer, least = CELL * Math.ceil(16 / CELL / Math.max(...kernel));
+    const { kernel, channels } = this.layer, least = STEP * Math.ceil(16 / STEP / Math.max(...kernel));
     const fit = (unit) => {
-      const [down, across] = kernel.map((side) => unit * (side + 1 / CELL));
+      const [down, across] = kernel.map((side) => unit * (side + 1 / STEP));
       const columns = Math.max(1, Math.floor(this.width / across));
       return { unit, columns, room: columns * Math.max(1, Math.floor(height / down)) };
     };
     let place = fit(LARGEST);
-    while (place.room < channels && place.unit > least) place = fit(place.unit - CELL);
+    while (place.room < channels && place.unit > least) place = fit(place.unit - STEP);
     return place;
   }
 
@@ -561,21 +558,22 @@ class Explorer {
 
   /** Frames around the maps of pinned channels, and the one that the keys are at. */
   drawBoxes() {
-    const { layer, slots, cursor, place: { columns } } = this, [tall, wide] = layer.kernel.map((side) => side * CELL);
+    const { layer, slots, cursor, place: { columns, unit } } = this, [tall, wide] = layer.kernel.map((side) => side * unit), gap = unit / STEP;
     const pinned = this.pins.flatMap((pin) => (pin.layer === layer && slots.includes(pin.channel) ? [slots.indexOf(pin.channel)] : []));
     for (const { firstChild: canvas, lastChild: boxes } of this.ui.grids.querySelectorAll("figure:not([hidden]) .kv-grid")) {
-      const frame = (slot, kind) => box(canvas, kind, (slot % columns) * (wide + 1), Math.floor(slot / columns) * (tall + 1), wide, tall);
+      const frame = (slot, kind) => box(canvas, kind, (slot % columns) * (wide + gap), Math.floor(slot / columns) * (tall + gap), wide, tall);
       boxes.replaceChildren(...pinned.map((slot) => frame(slot, "kv-pinned")), frame(cursor.slot, "kv-cursor"));
     }
   }
 
   point(event) {
     if (!event.target.matches("canvas")) return false;
-    const { kernel, maps, columns } = event.target.drawing, [x, y] = under(event), [tall, wide] = kernel.map((side) => side * CELL + 1);
-    const slot = Math.floor(y / tall) * columns + Math.floor(x / wide);
-    const row = Math.floor((y % tall) / CELL), column = Math.floor((x % wide) / CELL); // beyond the kernel: between two maps
+    const { kernel, maps, columns, unit } = event.target.drawing, [x, y] = under(event);
+    const [tall, wide] = kernel.map((side) => unit * (side + 1 / STEP)), slot = Math.floor(y / tall) * columns + Math.floor(x / wide);
+    const row = Math.floor((y % tall) / unit), column = Math.floor((x % wide) / unit); // beyond the kernel: between two maps
     if (slot >= maps.length || row >= kernel[0] || column >= kernel[1]) return false;
     this.cursor = { slot, position: row * kernel[1] + column };
+    this.drawBoxes();
     this.say();
     return true;
   }
@@ -651,7 +649,7 @@ class Explorer {
     };
     const a = map(first), b = second && map(second), difference = b?.map((value, p) => a[p] - value);
     const others = this.inFilm.slice(0, PINNED_IMAGES).map((image) =>
-      figure(map({ image, outcome }), data.names[image], "", scale, CELL * Math.ceil(unit / CELL / 2)));
+      figure(map({ image, outcome }), data.names[image], "", scale, STEP * Math.ceil(unit / STEP / 2)));
     return [figure(a, first.name, `${layer.name}:${channel} ${first.name}`), b && figure(b, second.name, second.name),
       b && figure(difference, "difference", "difference", around(0, difference, 0.001)),
       h("div", {}, h("p", { className: "kv-note" }, `in ${others.length} of the images`), ...others)].filter(Boolean);
@@ -814,7 +812,7 @@ class Explorer {
     const { classes } = this.data, columns = ["of", "image", "quantity", "method", "layer", "row", "column", "channel", "class", "value"];
     const quote = (word) => (/[",\n]/.test(word) ? `"${word.replace(/"/g, '""')}"` : word ?? "");
     const lines = this.numbers().flatMap(({ axes, shape, values, ...about }) => Array.from(values, (value, index) => {
-      const entry = { ...about, value: brief(value, 6) };
+      const entry = { ...about, value: String(Number(value.toPrecision(6))) };
       for (let axis = axes.length - 1, rest = index; axis >= 0; rest = Math.floor(rest / shape[axis]), axis -= 1) entry[axes[axis]] = rest % shape[axis];
       if ("class" in entry) entry.class = classes[entry.class];
       return columns.map((name) => quote(entry[name])).join(",");
@@ -833,7 +831,8 @@ class Explorer {
 // -------------------------------------------------------------------------------------------------- files of a view
 
 /** The view as one drawing: images are embedded, maps are rectangles, text is text. */
-function svgOf({ data, state, form, layer, outcome, pictured, ui, ...view }) {
+function svgOf(explorer) {
+  const { data, state, form, layer, outcome, pictured, ui } = explorer;
   const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), bold = { "font-weight": 600 };
   const width = 1160, end = { "text-anchor": "end" }, middle = { "text-anchor": "middle" };
   let [x, y, tallest] = [0, 20, 0];
@@ -844,7 +843,7 @@ function svgOf({ data, state, form, layer, outcome, pictured, ui, ...view }) {
     element.append(words);
   };
   const text = (left, base, words, size = 11, more = {}) => add("text", { x: left, y: base, "font-size": size, ...more }, words);
-  const below = (space) => { [x, y, tallest] = [0, y + tallest + space, 0]; };
+  const below = (gap) => { [x, y, tallest] = [0, y + tallest + gap, 0]; };
   const room = (wide, tall) => { // beside what is there, or below it
     if (x > 0 && x + wide > width) below(14);
     const place = [x, y];
@@ -857,7 +856,7 @@ function svgOf({ data, state, form, layer, outcome, pictured, ui, ...view }) {
   }));
   const draw = (drawing) => {
     const { title, kernel, maps, columns, unit, low, high, write, about } = drawing;
-    const [down, across] = kernel.map((side) => unit * (side + 1 / CELL)), tall = down * Math.ceil(maps.length / columns);
+    const [down, across] = kernel.map((side) => unit * (side + 1 / STEP)), tall = down * Math.ceil(maps.length / columns);
     const [left, top] = room(Math.max(across * Math.min(columns, maps.length), 6 * title.length, write ? 180 : 0), tall + (write ? 56 : 14));
     text(left, top + 9, title, 11, bold);
     maps.forEach((values, slot) => squares(left + (slot % columns) * across, top + 14 + Math.floor(slot / columns) * down, unit, drawing, values));
@@ -878,7 +877,7 @@ function svgOf({ data, state, form, layer, outcome, pictured, ui, ...view }) {
     text(left, top, `${name}: ${data.about[image]}`.slice(0, 60), 13, bold);
     add("image", { ...frame, href: picture.src ?? "" });
     if (!overlay.hidden) add("image", { ...frame, href: overlay.toDataURL(), opacity: state.opacity / 100 });
-    view.ranking(image).forEach(({ title, text: words, now }, line) => {
+    explorer.ranking(image).forEach(({ title, text: words, now }, line) => {
       const bar = { x: left + 162, y: top + 25 + 30 * line, height: 6 };
       text(bar.x, bar.y - 5, `${title} ${words}`);
       add("rect", { ...bar, width: 180, fill: "#ddd" });
@@ -886,7 +885,7 @@ function svgOf({ data, state, form, layer, outcome, pictured, ui, ...view }) {
     });
   });
   for (const section of form.querySelectorAll("section")) {
-    const shown = [...section.querySelectorAll("canvas, table")].filter((one) => one.drawing && one.offsetParent);
+    const shown = [...section.querySelectorAll("canvas, table")].filter((one) => one.drawing?.title && one.offsetParent);
     if (!shown.length) continue;
     below(32);
     text(0, y, section.getAttribute("aria-label"), 14, bold);
