@@ -311,7 +311,7 @@ def test_the_numbers_are_saved(explorer, source):
     assert counts["attention"] == 2 * 16 * 9
     assert counts["probability"] == 2 * 4
     assert counts["contribution"] == 2 * 9
-    assert counts["attribution"] == 2 * arrays["attribution_a"].size
+    assert counts["attribution"] == 2 * maps["percent"][0].size
     value = next(r for r in rows if (r["of"], r["channel"], r["row"], r["column"]) == ("B", "7", "2", "1"))["value"]
     assert float(value) == pytest.approx(own.record.attention["layer1.0.conv2"][5, 2, 1, 7], abs=1.3e-4)
     assert {row["image"] for row in rows} == {"IMG_0000.jpg", "IMG_0005.jpg"}
@@ -333,13 +333,14 @@ def test_the_values_of_an_attribution_are_read(explorer, source):
     percent = extra(source, "attribution")[1]["percent"][[0, 5]].astype(int) - 100
     rows, columns = percent.shape[1:]
     size = overlay.bounding_box()
-    overlay.hover(position={"x": size["width"] - 2, "y": 2})
-    assert f"row 1, column {columns} of {rows} × {columns}" in readout.inner_text()
+    overlay.hover(position={"x": size["width"] - 2, "y": size["height"] / 2 + 1})
+    row = rows // 2
+    assert f"row {row + 1}, column {columns} of {rows} × {columns}" in readout.inner_text()
     for image, name in enumerate("AB"):
-        assert f"{name} {percent[image, 0, -1]:+d} %".replace("+0", "0").replace("-", "−") in readout.inner_text()
+        assert f"{name} {percent[image, row, -1]:+d} %".replace("+0", "0").replace("-", "−") in readout.inner_text()
     overlay.focus()
     explorer.page.keyboard.press("ArrowDown")
-    assert f"row 2, column {columns}" in readout.inner_text()
+    assert f"row {row + 2}, column {columns}" in readout.inner_text()
 
 
 def test_the_values_of_a_kernel_position_are_read(explorer, source):

@@ -245,18 +245,26 @@ class Explorer {
   }
 
   async load(contents) {
-    const before = this.data?.names.length;
-    this.data = new Data(await Promise.all(contents.map(unpack)));
-    this.pictures = this.data.pictures.map((src) => h("img", { src, alt: "", draggable: false, decoding: "sync" }));
-    await Promise.allSettled(this.pictures.map((picture) => picture.decode())); // then their sizes are known
-    if (before && before < this.data.names.length) Object.assign(this.state, { a: before, class: "", right: "", find: "" });
-    const stops = Array.from({ length: 17 }, (_, i) => css(this.data.colors.diverging[Math.min(255, i * 16)]));
+    const before = this.data?.names.length, data = new Data(await Promise.all(contents.map(unpack)));
+    const pictures = data.pictures.map((src) => h("img", { src, alt: "", draggable: false, decoding: "sync" }));
+    await Promise.allSettled(pictures.map((picture) => picture.decode())); // then their sizes are known
+    Object.assign(this, { data, pictures }); // not before all can be drawn
+    if (before && before < data.names.length) Object.assign(this.state, { a: before, class: "", right: "", find: "" });
+    const stops = Array.from({ length: 17 }, (_, i) => css(data.colors.diverging[Math.min(255, i * 16)]));
     this.root.style.setProperty("--kv-diverging", `linear-gradient(to right, ${stops})`);
     this.form.hidden = false;
     this.makeFilm();
     this.makeLayers();
     this.draw();
     this.root.dataset.ready = "true";
+  }
+
+  /** Load, or say why not. */
+  open(contents) {
+    return this.load(contents).catch((error) => {
+      this.form.hidden = false;
+      this.tell(`Cannot show this view: ${error.message}`, true);
+    });
   }
 
   close() {
@@ -934,16 +942,21 @@ const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ??
 function render({ model, el }) {
   const root = h("div", {}, document.createRange().createContextualFragment(model.get("frame")));
   el.append(root);
+  let kept;
   const explorer = new Explorer(root, {
     state: model.get("state"),
-    keep: (state) => { model.set("state", state); model.save_changes(); },
+    keep: (state) => {
+      kept = state;
+      model.set("state", state);
+      model.save_changes();
+    },
     kernel: { abilities: model.get("abilities"), ask: (message, buffers) => model.send(message, undefined, buffers) },
   });
-  const load = () => explorer.load([model.get("view_data"), ...model.get("extra_data")].map(bytesOf));
+  const load = () => explorer.open([model.get("view_data"), ...model.get("extra_data")].map(bytesOf));
   let loading = load();
   const handlers = {
     "change:view_data change:extra_data": () => { loading = loading.then(load); },
-    "change:state": () => explorer.data && explorer.show(model.get("state")),
+    "change:state": () => explorer.data && model.get("state") !== kept && explorer.show(model.get("state")),
     "msg:custom": (message) => { loading = loading.then(() => explorer.heard(message)); },
   };
   Object.entries(handlers).forEach(([event, handler]) => model.on(event, handler));
@@ -967,7 +980,7 @@ function mount(root, number) {
     link: () => location.href,
   });
   window.addEventListener("hashchange", () => explorer.data && read() && explorer.show(read()));
-  explorer.load(packs);
+  explorer.open(packs);
 }
 
 document.querySelectorAll("[data-kaviz-explorer]").forEach(mount);
