@@ -20,7 +20,7 @@ const LISTS = {
 };
 const KERNEL_LISTS = {
   kind: ({ abilities }) => Object.entries(abilities.interventions).map(([key, text]) => [key, `${key}: ${text}`]),
-  where: ({ layer }) => [["*", "all layers"], [layer.name, layer.name]],
+  where: ({ layer }) => [["all", "all layers"], ["layer", layer.name]],
   spot: ({ abilities, layer }) => abilities.positions[layer.name].map((name, place) => [String(place), name]),
   compute: ({ abilities }) => Object.entries(abilities.methods),
 };
@@ -638,8 +638,8 @@ class Explorer {
       pinList.dataset.keys = keys;
       pinList.replaceChildren(...pins.map(({ key, layer, channel }) => h("li", {},
         h("div", { className: "kv-pin-head" },
-          h("button", { className: "kv-plain", "data-act": "goTo", "data-of": layer.name }, `${layer.name} · channel ${channel}`),
-          h("button", { "data-act": "unpin", "data-of": key, "aria-label": `Unpin ${layer.name}, channel ${channel}` }, "Unpin")),
+          h("button", { type: "button", className: "kv-plain", "data-act": "goTo", "data-of": layer.name }, `${layer.name} · channel ${channel}`),
+          h("button", { type: "button", "data-act": "unpin", "data-of": key, "aria-label": `Unpin ${layer.name}, channel ${channel}` }, "Unpin")),
         h("div", { className: "kv-pin-maps" }))));
     }
     pins.forEach((pin, number) => pinList.children[number].lastChild.replaceChildren(...this.pinnedMaps(pin)));
@@ -723,7 +723,8 @@ class Explorer {
 
   intervene() {
     const { kind, where, spot } = this.ui;
-    this.ask({ ask: "intervene", kind: kind.value, layers: where.value, position: Number(spot.value), donor: this.state.b });
+    const layers = where.value === "layer" ? this.layer.name : "*";
+    this.ask({ ask: "intervene", kind: kind.value, layers, position: Number(spot.value), donor: this.state.b });
   }
 
   attribute() { this.ask({ ask: "attribute", method: this.ui.compute.value }); }
