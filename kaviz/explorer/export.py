@@ -53,10 +53,12 @@ class FrontEnd:
     Args:
         script: the content of a `<script type="module">` after the fragments.
         style: the content of a `<style>`.
+        frame: the HTML of each explorer, hidden until the script fills it; it stands in its fragment.
     """
 
     script: str
     style: str
+    frame: str
 
     @property
     def script_hash(self) -> str:
@@ -66,9 +68,8 @@ class FrontEnd:
 
 @cache
 def front_end() -> FrontEnd:
-    """The explorer's module and its style."""
-    script, style = ((FRONT / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    return FrontEnd(script, style)
+    """The explorer's module, its style and its frame."""
+    return FrontEnd(*((FRONT / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css", "html")))
 
 
 def hash_of(content: str) -> str:
@@ -87,7 +88,8 @@ def fragment(packs: Sequence[bytes], state: Mapping[str, Any] | None = None) -> 
     data = "".join(
         f'<script type="application/octet-stream">{base64.b64encode(content).decode()}</script>\n' for content in packs
     )
-    return f'<div data-kaviz-explorer data-state="{chosen}">\n{data}<noscript><p>{_NOTE}</p></noscript>\n</div>'
+    frame = front_end().frame
+    return f'<div data-kaviz-explorer data-state="{chosen}">\n{data}<noscript><p>{_NOTE}</p></noscript>\n{frame}</div>'
 
 
 def saved_fragment(model: Mapping[str, Any]) -> str:

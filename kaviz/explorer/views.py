@@ -5,6 +5,7 @@ each at the place that the header's `arrays` names. The front end makes no numbe
 of those in the packs; what needs a model is in them.
 """
 
+import base64
 import gzip
 import io
 import json
@@ -117,9 +118,8 @@ def view_pack(
     if probabilities is not None and classes is not None and probabilities.shape[1] != len(classes):
         raise ValueError(f"there are probabilities of {probabilities.shape[1]} classes, but {len(classes)} names")
     arrays = _Arrays()
-    for name in (SEQUENTIAL, DIVERGING):
-        table = np.round(255 * colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
-        arrays.add("sequential" if name == SEQUENTIAL else "diverging", table)
+    for kind, name in {"sequential": SEQUENTIAL, "diverging": DIVERGING}.items():
+        arrays.add(kind, np.round(255 * colormaps[name](np.arange(256))).astype(np.uint8))  # RGBA
     layers = []
     for layer, maps in record.attention.items():
         arrays.add_quantised(f"attention/{layer}", maps)
@@ -129,17 +129,25 @@ def view_pack(
         layers.append({"name": layer, "kernel": maps.shape[1:3], "channels": maps.shape[3]})
     if probabilities is not None:
         arrays.add("probabilities", probabilities.astype(np.float32))
-    for number, image in enumerate([] if images is None else images):
-        content, mime, size = _encode(image)
-        arrays.add(f"image/{number}", np.frombuffer(content, np.uint8), mime=mime, size=size)
+    names, labels = _names(record), [-1] * count if record.labels is None else [int(label) for label in record.labels]
+    guesses = [None] * count if predictions is None else [int(prediction) for prediction in predictions]
+    outputs = 1 + max(-1, *labels, *(guess for guess in guesses if guess is not None))
+    if probabilities is not None:
+        outputs = probabilities.shape[1]
+    called = [f"class {number}" for number in range(outputs)] if classes is None else [str(name) for name in classes]
     header = {
         "kind": "view",
         "title": title,
         "layers": layers,
-        "names": _names(record),
-        "labels": None if record.labels is None else [int(label) for label in record.labels],
-        "predictions": None if predictions is None else [int(prediction) for prediction in predictions],
-        "classes": None if classes is None else [str(name) for name in classes],
+        "names": names,
+        "about": [_about(*one, called) for one in zip(names, labels, guesses, strict=True)],
+        "labels": labels,
+        "predictions": guesses,
+        "right": [
+            None if label < 0 or guess is None else label == guess for label, guess in zip(labels, guesses, strict=True)
+        ],
+        "classes": called,
+        "pictures": [_data_url(image) for image in ([] if images is None else images)],
     }
     return pack(header, arrays)
 
@@ -208,18 +216,21 @@ def _names(record: AttentionRecord) -> list[str]:
     return [f"image {name}" if np.issubdtype(ids.dtype, np.integer) else str(name) for name in ids]
 
 
-def _encode(image: np.ndarray) -> tuple[bytes, str, tuple[int, int]]:
-    """The bytes of an image file, their MIME type, and width and height."""
+def _about(name: str, label: int, guess: int | None, classes: Sequence[str]) -> str:
+    """Name, class and mistake of an image, in words."""
+    truth = f", {classes[label]}" if label >= 0 else ""
+    return f"{name}{truth}" if guess in (None, label) else f"{name}{truth}, taken for {classes[guess]}"
+
+
+def _data_url(image: np.ndarray) -> str:
     if image.dtype != np.uint8:
         image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
     picture = Image.fromarray(image).convert("RGB")
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    if max(picture.size) <= _LOSSLESS:
-        picture.save(file, "PNG", optimize=True)
-        return file.getvalue(), "image/png", picture.size
-    picture.save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue(), "image/jpeg", picture.size
+    kind = "PNG" if max(picture.size) <= _LOSSLESS else "JPEG"
+    picture.save(file, kind, **({"optimize": True} if kind == "PNG" else {"quality": _QUALITY}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _shrink(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kaconv.attention.interventions import INTERVENTION_KINDS
 from kaconv.data.preprocessing import Preprocessing
 from kaviz.attribution import METHOD_LABELS, attribute
-from kaviz.explorer.export import FRONT, write_page
+from kaviz.explorer.export import FRONT, front_end, write_page
 from kaviz.explorer.gallery import Gallery, Watch
 from kaviz.explorer.views import attribution_pack, outcome_pack, position_pack, view_pack
 
@@ -57,6 +57,7 @@ class AttentionExplorer(anywidget.AnyWidget):
 
     _esm = FRONT / "explorer.js"
     _css = FRONT / "explorer.css"
+    frame = traitlets.Unicode(front_end().frame).tag(sync=True)
     view_data = traitlets.Bytes().tag(sync=True)
     extra_data = traitlets.List(traitlets.Bytes()).tag(sync=True)
     state = traitlets.Dict(help="what is chosen, as in a page's address; what is missing is as at first").tag(sync=True)

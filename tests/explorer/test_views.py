@@ -1,5 +1,9 @@
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 from records import photographs, record_of
 
 from kaconv.attention.record import AttentionRecord
@@ -34,15 +38,26 @@ def test_names_labels_and_predictions_stand_in_the_header():
     assert header["predictions"] == probabilities.argmax(axis=1).tolist()
     assert (header["labels"], header["classes"], header["title"]) == ([0, 1, 2, 3, 4], list("uvwxyz"), "T")
     np.testing.assert_allclose(arrays["probabilities"], probabilities, rtol=1e-6)
-    assert unpack(view_pack(record()))[0]["names"][2] == "image 2"
+    guesses = probabilities.argmax(axis=1)
+    assert header["right"] == (guesses == np.arange(5)).tolist()
+    wrong = int(np.flatnonzero(guesses != np.arange(5))[0])
+    assert header["about"][wrong] == f"IMG_{wrong}.jpg, {'uvwxyz'[wrong]}, taken for {'uvwxyz'[guesses[wrong]]}"
 
 
-@pytest.mark.parametrize(("side", "kind", "size"), [(32, "image/png", [32, 32]), (300, "image/jpeg", [224, 224])])
+def test_what_is_not_known_is_said_as_such():
+    header, _ = unpack(view_pack(record()))
+    assert header["names"][2] == header["about"][2] == "image 2"
+    assert (header["labels"], header["right"], header["pictures"]) == ([-1] * 5, [None] * 5, [])
+    header, _ = unpack(view_pack(record(predictions=np.array([3, 0, 0, 0, 0]))))
+    assert header["about"][0] == "image 0, taken for class 3"
+
+
+@pytest.mark.parametrize(("side", "kind", "size"), [(32, "image/png", (32, 32)), (300, "image/jpeg", (224, 224))])
 def test_small_images_are_exact_and_large_ones_made_smaller(side, kind, size):
-    header, arrays = unpack(view_pack(record(2), images=photographs(2, side)))
-    spec = header["arrays"]["image/1"]
-    assert (spec["mime"], spec["size"]) == (kind, size)
-    assert bytes(arrays["image/1"][:4]) == {"image/png": b"\x89PNG", "image/jpeg": b"\xff\xd8\xff\xe0"}[kind]
+    header, _ = unpack(view_pack(record(2), images=photographs(2, side)))
+    start, content = header["pictures"][1].split(",")
+    assert start == f"data:{kind};base64"
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == size
 
 
 def test_maps_that_are_alike_are_kept_once():

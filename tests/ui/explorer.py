@@ -71,7 +71,8 @@ class Explorer:
         """Do something that needs the kernel, wait until it has answered, and look."""
         before, deadline = self.look().status, time.monotonic() + seconds
         action()
-        while self.box.locator(".kv-work").is_visible() or self.look().status == before:
+        # In this order: what is asked changes the status, and then there is work to be seen until the answer is there.
+        while self.look().status == before or self.box.locator(".kv-work").is_visible():
             assert time.monotonic() < deadline, f"no answer within {seconds} s: {before}"
             self.page.wait_for_timeout(50)
         return self.look()

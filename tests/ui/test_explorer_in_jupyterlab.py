@@ -146,8 +146,7 @@ def test_the_view_is_saved(explorer):
 def test_it_is_worked_without_a_mouse(explorer):
     explorer.page.on("filechooser", lambda chooser: None)  # listened to before the key
     keyboard = explorer.page.keyboard
-    layers = explorer.box.get_by_role("listbox", name="Layers")
-    layers.focus()
+    explorer.layer(1).locator("input").focus()
     keyboard.press("Home")
     first = explorer.look()
     keyboard.press("ArrowRight")

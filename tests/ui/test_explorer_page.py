@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -16,6 +17,7 @@ from PIL import Image
 from kaconv import create_model
 from kaconv.attention.record import AttentionRecord
 from kaviz import AttentionExplorer, export_explorer
+from kaviz.explorer.views import unpack
 
 sys.path.append(str(Path(__file__).parents[1] / "explorer"))
 from records import photographs, record_of
@@ -55,6 +57,11 @@ def source():
 @pytest.fixture(scope="module")
 def file(source, tmp_path_factory):
     return source.export(tmp_path_factory.mktemp("page") / "view.html")
+
+
+def extra(source, kind):
+    """The first pack of a kind, beside the view."""
+    return next(pack for pack in map(unpack, source.extra_data) if pack[0]["kind"] == kind)
 
 
 @pytest.fixture
@@ -102,16 +109,15 @@ LISTS = [
 OTHERS = {
     "Colours fit",
     "Name",
-    "A",
-    "B",
+    "A click chooses",
     "No B",
-    "Images",
-    "Layers",
     "Opacity",
+    "Kernel positions",
     "Previous channels",
     "Next channels",
     "Copy link",
 }
+NAME = "element => element.ariaLabel || element.labels[0].textContent.trim()"
 SAVES = {f"Save as {kind}" for kind in ("PNG", "SVG", "CSV", "npz")}
 
 
@@ -119,9 +125,16 @@ def test_every_control_has_a_name_and_a_test(explorer):
     names = explorer.names()
     assert all(names)
     grids = {name for name in names if name.startswith("Maps of")}
+    pictures = {f"Grad-CAM of {name}" for name in ("A", "B")}
+    items = explorer.box.locator(".kv-strip input").all()
+    assert len(items) == COUNT + 3
+    names = [name.partition(":")[0] for name in names if name not in {item.evaluate(NAME) for item in items}]
     pins = {name for name in names if name.startswith("Unpin")} | {"layer1.0.conv2 · channel 3"}
     assert len(grids) == 3
-    assert set(names) - grids - pins == {name for name, *_ in LISTS} | OTHERS | SAVES
+    assert (
+        set(names) - {name.partition(":")[0] for name in grids} - pins - pictures
+        == {name for name, *_ in LISTS} | OTHERS | SAVES
+    )
 
 
 @pytest.mark.parametrize(("name", "option", "expected"), LISTS, ids=[f"{name}-{to}" for name, to, _ in LISTS])
@@ -147,11 +160,10 @@ def test_images_are_chosen_by_click_shift_click_and_keys(explorer):
     explorer.image(3).click(modifiers=["Shift"])
     assert (state(explorer)["a"], state(explorer)["b"]) == ("2", "3")
     assert "IMG_0003.jpg" in explorer.box.locator(".kv-grids figcaption").nth(1).inner_text()
-    explorer.control("B").check()
+    explorer.choose("A click chooses", "B")
     explorer.image(7).click()
     assert state(explorer)["b"] == "7"
-    film = explorer.box.get_by_role("listbox", name="Images")
-    film.focus()
+    explorer.image(2).locator("input").focus()
     for key in ("ArrowRight", "Shift+ArrowLeft"):
         explorer.page.keyboard.press(key)
     assert (state(explorer)["a"], state(explorer)["b"]) == ("3", "6")
@@ -176,7 +188,7 @@ def test_layers_are_chosen_by_click_and_keys(explorer):
     explorer.layer(1).click()
     assert state(explorer)["layer"] == "layer2.0.conv2"
     assert explorer.look().pixels != first.pixels
-    explorer.box.get_by_role("listbox", name="Layers").focus()
+    explorer.layer(1).locator("input").focus()
     explorer.page.keyboard.press("End")
     assert state(explorer)["layer"] == "layer3.0.conv2"
 
@@ -186,7 +198,7 @@ def test_what_is_under_the_pointer_is_the_attention_itself(explorer, source):
     box = explorer.grid().bounding_box()
     own = source.gallery.own().record.attention["layer1.0.conv2"]
     explorer.page.mouse.move(box["x"] + 3, box["y"] + 3)
-    said = explorer.box.locator(".kv-readout").inner_text()
+    said = explorer.box.locator("[data-part=readout]").inner_text()
     assert "layer1.0.conv2 · channel 0 · row 1, column 1" in said
     error = float(re.search(r"±([\d.e-]+)", said)[1])
     a, b = (float(re.search(rf"\b{name} ([\d.]+)", said)[1]) for name in "AB")
@@ -194,7 +206,7 @@ def test_what_is_under_the_pointer_is_the_attention_itself(explorer, source):
     explorer.grid().focus()
     for key in ("ArrowRight", "]"):
         explorer.page.keyboard.press(key)
-    said = explorer.box.locator(".kv-readout").inner_text()
+    said = explorer.box.locator("[data-part=readout]").inner_text()
     assert "channel 1 · row 1, column 2" in said
     assert float(re.search(r"\bA ([\d.]+)", said)[1]) == pytest.approx(own[0, 0, 1, 1], abs=error + 5e-5)
     shares = source.gallery.own().shares["layer1.0.conv2"][0, 1]
@@ -230,10 +242,11 @@ def test_channels_that_do_not_fit_are_paged(open_page, tmp_path):
 
 
 def test_the_attribution_gets_more_or_less_opaque(explorer):
-    first = explorer.look()
+    overlay = explorer.box.locator(".kv-picture canvas").first
+    assert overlay.evaluate("canvas => getComputedStyle(canvas).opacity") == "0.7"
     explorer.control("Opacity").focus()
     explorer.page.keyboard.press("Home")
-    assert explorer.look().pixels != first.pixels
+    assert overlay.evaluate("canvas => getComputedStyle(canvas).opacity") == "0"
     assert state(explorer)["opacity"] == "0"
 
 
@@ -276,7 +289,7 @@ def test_the_view_is_saved_as_an_image(explorer):
     assert len(np.unique(np.asarray(image.convert("L")))) > 50
     svg, _ = download(explorer, "SVG")
     assert svg.count(b"<rect") > 3 * 16 * 9
-    assert b"&#60;i&#62;of all" in svg
+    assert b"&lt;i&gt;of all" in svg
 
 
 def test_the_numbers_are_saved(explorer, source):
@@ -286,15 +299,22 @@ def test_the_numbers_are_saved(explorer, source):
         expected = own.record.attention["layer1.0.conv2"]
         np.testing.assert_allclose(arrays["attention_a"], expected[0], atol=1.3e-4)
         np.testing.assert_allclose(arrays["difference"], expected[0] - expected[5], atol=2.5e-4)
-        np.testing.assert_allclose(arrays["probabilities_b"], own.probabilities[5], atol=1e-6)
+        np.testing.assert_allclose(arrays["probability_b"], own.probabilities[5], atol=1e-6)
+        _, maps = extra(source, "attribution")
+        expected = (maps["percent"][0] - 100.0) / 100 * maps["scale"][0]
+        np.testing.assert_allclose(arrays["attribution_a"], expected, rtol=1e-5)
         order = np.argsort(-own.record.input_dependence("layer1.0.conv2"), kind="stable")
         np.testing.assert_array_equal(arrays["channel_order"], order)
     content, _ = download(explorer, "CSV")
     rows = list(csv.DictReader(io.StringIO(content.decode())))
-    assert len(rows) == 2 * (16 * 9 + 4)
-    value = next(r for r in rows if (r["image"], r["channel"], r["row"], r["column"]) == ("B", "7", "2", "1"))["value"]
+    counts = Counter(row["quantity"] for row in rows)
+    assert counts["attention"] == 2 * 16 * 9
+    assert counts["probability"] == 2 * 4
+    assert counts["contribution"] == 2 * 9
+    assert counts["attribution"] == 2 * maps["percent"][0].size
+    value = next(r for r in rows if (r["of"], r["channel"], r["row"], r["column"]) == ("B", "7", "2", "1"))["value"]
     assert float(value) == pytest.approx(own.record.attention["layer1.0.conv2"][5, 2, 1, 7], abs=1.3e-4)
-    assert {row["name"] for row in rows} == {"IMG_0000.jpg", "IMG_0005.jpg"}
+    assert {row["image"] for row in rows} == {"IMG_0000.jpg", "IMG_0005.jpg"}
 
 
 @pytest.mark.parametrize("width", [390, 1200])
@@ -305,6 +325,58 @@ def test_it_fits_the_screen(open_page, file, width, scheme, tmp_path):
     paper = explorer.box.evaluate("element => getComputedStyle(element).backgroundColor")
     assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(21, 24, 28)")
     explorer.page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
+
+
+def test_the_values_of_an_attribution_are_read(explorer, source):
+    readout = explorer.box.locator("[data-part=pixelReadout]")
+    overlay = explorer.box.locator(".kv-picture canvas").first
+    percent = extra(source, "attribution")[1]["percent"][[0, 5]].astype(int) - 100
+    rows, columns = percent.shape[1:]
+    size = overlay.bounding_box()
+    overlay.hover(position={"x": size["width"] - 2, "y": size["height"] / 2 + 1})
+    row = rows // 2
+    assert f"row {row + 1}, column {columns} of {rows} × {columns}" in readout.inner_text()
+    for image, name in enumerate("AB"):
+        assert f"{name} {percent[image, row, -1]:+d} %".replace("+0", "0").replace("-", "−") in readout.inner_text()
+    overlay.focus()
+    explorer.page.keyboard.press("ArrowDown")
+    assert f"row {row + 2}, column {columns}" in readout.inner_text()
+
+
+def test_the_values_of_a_kernel_position_are_read(explorer, source):
+    readout = explorer.box.locator("[data-part=positionReadout]")
+    explorer.box.locator(".kv-panels td").nth(5).hover()
+    header, arrays = extra(source, "positions")
+    value = arrays["values/layer1.0.conv2"][0].flat[5]
+    assert "row 2, column 3" in readout.inner_text()
+    assert f"{header['method']} {value:+.6g}".replace("-", "−") in readout.inner_text()
+    explorer.section("Attention and use of the kernel positions").locator(".kv-panels").focus()
+    explorer.page.keyboard.press("]")
+    assert "row 3, column 1" in readout.inner_text()
+
+
+def test_it_is_printed_on_white_without_its_controls(open_page, file, tmp_path):
+    explorer = open_page(file, 794, "#explorer?b=5&method=Grad-CAM&pins=layer1.0.conv2:3", color_scheme="dark")
+    explorer.page.emulate_media(media="print", color_scheme="dark")
+    assert [name for name in explorer.names() if name in {name for name, *_ in LISTS} | OTHERS | SAVES] == [
+        "Kernel positions"
+    ]
+    look = explorer.box.evaluate(
+        "box => [getComputedStyle(box).backgroundColor, getComputedStyle(box).printColorAdjust]"
+    )
+    assert look == ["rgb(255, 255, 255)", "exact"]  # else tables of colours come out empty
+    assert explorer.page.evaluate("document.documentElement.scrollWidth") <= 794
+    assert explorer.box.locator(".kv-frame").last.bounding_box()["x"] < 794  # the strips go on below, not to the right
+    explorer.page.pdf(path=tmp_path / "view.pdf")
+
+
+@pytest.mark.parametrize(("preference", "seconds"), [("no-preference", "0.15s"), ("reduce", "0s")])
+def test_reduced_motion_is_respected(open_page, file, preference, seconds):
+    explorer = open_page(file, reduced_motion=preference)
+    bars = explorer.box.locator(".kv-bar i, .kv-meter i")
+    assert set(bars.evaluate_all("all => all.map(bar => getComputedStyle(bar).transitionDuration)")) == {seconds}
+    moving = "document.getAnimations({subtree: true}).length"
+    assert preference == "no-preference" or explorer.page.evaluate(moving) == 0
 
 
 def test_only_the_one_module_may_run(open_page, file, tmp_path):
@@ -331,11 +403,11 @@ _TIMES = """async ([clicks, selector]) => {
     return times;
 }"""
 _SCALES = """async clicks => {
-    const times = [], scale = document.querySelector('[id$="-scale"]');
+    const times = [], scale = document.querySelector('[name="scale"]');
     for (let turn = 0; turn < clicks; turn += 1) {
         const start = performance.now();
         scale.value = ['all', 'layer'][turn % 2];
-        scale.dispatchEvent(new Event('change'));
+        scale.dispatchEvent(new Event('input', {bubbles: true}));
         await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
         times.push(performance.now() - start);
     }

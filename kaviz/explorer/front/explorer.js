@@ -5,13 +5,25 @@ const START = {
   a: 0, b: -1, layer: "", sort: "dependence", page: 0, scale: "layer", pins: "", outcome: "",
   method: "", opacity: 70, mode: "signed", positions: "", class: "", right: "", find: "",
 };
-const SORTS = {
-  dependence: "input dependence", entropy: "entropy, sharpest first", difference: "difference of the two",
-  share: "share of the output", number: "channel number",
-};
 const PINNED_IMAGES = 24; // maps of a pinned channel in further images
 const LINES = 4; // classes under an image, besides the true one and the one from before
-const GAP = 4; // pixels between maps
+const STEP = 3; // widths of a position are multiples of it: a third stands between maps, and is the width of a dot
+const LARGEST = 27; // pixels of a position, to a side, among the maps of a layer
+
+const called = (all, key) => all.map((one) => [one[key], one[key]]);
+/** Lists whose options, [value, text], depend on the data. */
+const LISTS = {
+  class: ({ data }) => [["", "all"], ...data.known.map((label) => [String(label), data.classes[label]])],
+  method: ({ data }) => [["", data.attributions.length ? "none" : "none computed"], ...called(data.attributions, "method")],
+  outcome: ({ data }) => [["", "the model's own"], ...called(data.outcomes, "name")],
+  positions: ({ data }) => called(data.positions, "method"),
+};
+const KERNEL_LISTS = {
+  kind: ({ abilities }) => Object.entries(abilities.interventions).map(([key, text]) => [key, `${key}: ${text}`]),
+  where: ({ layer }) => [["all", "all layers"], ["layer", layer.name]],
+  spot: ({ abilities, layer }) => abilities.positions[layer.name].map((name, place) => [String(place), name]),
+  compute: ({ abilities }) => Object.entries(abilities.methods),
+};
 
 // ---------------------------------------------------------------------------------------------------------- packs
 
@@ -20,221 +32,160 @@ async function unpack(bytes) {
   const raw = new Uint8Array(await new Response(stream).arrayBuffer());
   const start = 4 + new DataView(raw.buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(raw.subarray(4, start)));
-  const arrays = {};
-  for (const [name, spec] of Object.entries(header.arrays)) {
-    const count = spec.shape.reduce((product, size) => product * size, 1);
-    const at = start + spec.offset;
-    const data = spec.dtype === "float32" ? new Float32Array(raw.buffer, at, count)
-      : raw.subarray(at, at + count * (spec.dtype === "code16" ? 2 : 1));
-    arrays[name] = { ...spec, data, count };
-  }
-  return { ...header, arrays };
+  for (const array of Object.values(header.arrays)) array.data = read(array, raw, start + array.offset);
+  return header;
 }
 
-function valueAt(array, index) {
-  const { data, dtype, count, low, step } = array;
-  if (dtype === "float32") return data[index];
-  return low + step * (dtype === "code16" ? data[index] | (data[count + index] << 8) : data[index]);
-}
-
-/** Values one after another. A loop, since it runs for all layers at every change of image. */
-function valuesAt(array, first, size) {
-  const { data, dtype, count, low, step } = array, values = new Float32Array(size);
-  if (dtype === "code16") for (let i = 0, at = first; i < size; i += 1, at += 1) values[i] = low + step * (data[at] | (data[count + at] << 8));
-  else for (let i = 0; i < size; i += 1) values[i] = valueAt(array, first + i);
+function read({ dtype, shape, low, step }, raw, start) {
+  const count = shape.reduce((product, size) => product * size, 1);
+  if (dtype === "float32") return new Float32Array(raw.buffer, start, count);
+  const codes = raw.subarray(start, start + count);
+  if (dtype === "uint8") return codes;
+  const highs = dtype === "code16" ? raw.subarray(start + count, start + 2 * count) : null;
+  const values = new Float32Array(count);
+  for (let i = 0; i < count; i += 1) values[i] = low + step * (highs ? codes[i] | (highs[i] << 8) : codes[i]);
   return values;
 }
 
 /** All that the packs hold, and what follows from it by sums. Maps are (positions, channels), position by position. */
 class Data {
   constructor(packs) {
-    this.view = packs.find((pack) => pack.kind === "view");
-    Object.assign(this, this.view); // title, layers, names, labels, predictions, classes, arrays
-    this.outcomes = packs.filter((pack) => pack.kind === "outcome");
-    this.attributions = packs.filter((pack) => pack.kind === "attribution");
-    this.positions = packs.filter((pack) => pack.kind === "positions");
-    this.sequential = table(this.arrays.sequential.data);
-    this.diverging = table(this.arrays.diverging.data);
-    this.files = this.names.map((_, number) => this.file(number));
-    this.cache = new Map();
+    const of = (kind) => packs.filter((pack) => pack.kind === kind);
+    Object.assign(this, of("view")[0]); // title, layers, names, about, pictures, labels, right, predictions, classes, arrays
+    [this.outcomes, this.attributions, this.positions] = ["outcome", "attribution", "positions"].map(of);
+    for (const layer of this.layers) layer.positions = layer.kernel[0] * layer.kernel[1];
+    this.known = [...new Set(this.labels)].filter((label) => label >= 0).sort((x, y) => x - y);
+    this.colors = Object.fromEntries(["sequential", "diverging"].map((name) => {
+      const { buffer, byteOffset } = this.arrays[name].data;
+      return [name, new Uint32Array(buffer, byteOffset, 256)];
+    }));
+    this.looks = new Map();
   }
 
-  file(number) {
-    const array = this.arrays[`image/${number}`];
-    return array && { source: `data:${array.mime};base64,${btoa(String.fromCharCode(...array.data))}`, size: array.size };
-  }
-
-  layer(name) { return this.layers.find((layer) => layer.name === name) ?? this.layers[0]; }
-
-  cached(key, make) {
-    if (!this.cache.has(key)) {
-      if (this.cache.size > 400) this.cache.clear();
-      this.cache.set(key, make());
+  /** The maps of an image in a layer, their mean (positions), and each channel's entropy relative to the even map's. */
+  look(layer, { image, outcome }) {
+    const key = `${layer.name} ${image} ${outcome?.name}`;
+    if (this.looks.has(key)) return this.looks.get(key);
+    const { shape, data } = (outcome ?? this).arrays[`attention/${layer.name}`], { channels, positions } = layer;
+    const first = shape[0] === 1 ? 0 : image * positions * channels, unit = Math.log(positions) || 1;
+    const maps = data.subarray(first, first + positions * channels), mean = new Float32Array(positions);
+    const entropies = new Float32Array(channels).fill(positions === 1 ? 1 : 0);
+    for (let p = 0, index = 0; p < positions; p += 1) {
+      for (let c = 0; c < channels; c += 1, index += 1) {
+        mean[p] += maps[index] / channels;
+        if (maps[index] > 0) entropies[c] -= maps[index] * Math.log(maps[index]) / unit;
+      }
     }
-    return this.cache.get(key);
+    const entropy = entropies.reduce((sum, value) => sum + value / channels, 0);
+    this.looks.set(key, { maps, mean, entropies, entropy });
+    return this.looks.get(key);
   }
 
-  /** The attention of one image in a layer, (positions · channels). */
-  maps(layer, image, outcome) {
-    return this.cached(`maps ${layer.name} ${image} ${outcome?.name}`, () => {
-      const array = (outcome ?? this).arrays[`attention/${layer.name}`];
-      const size = layer.kernel[0] * layer.kernel[1] * layer.channels;
-      return valuesAt(array, array.shape[0] === 1 ? 0 : image * size, size);
-    });
-  }
-
-  /** The map of one channel, (positions). */
-  map(layer, image, channel, outcome) {
-    const array = (outcome ?? this).arrays[`attention/${layer.name}`];
-    const positions = layer.kernel[0] * layer.kernel[1];
-    const first = (array.shape[0] === 1 ? 0 : image * positions * layer.channels) + channel;
-    return Float32Array.from({ length: positions }, (_, p) => valueAt(array, first + p * layer.channels));
-  }
-
-  mean(layer, image, outcome) {
-    return this.cached(`mean ${layer.name} ${image} ${outcome?.name}`, () => {
-      const maps = this.maps(layer, image, outcome), channels = layer.channels;
-      const sums = new Float32Array(maps.length / channels);
-      for (let p = 0, index = 0; p < sums.length; p += 1) {
-        for (let c = 0; c < channels; c += 1, index += 1) sums[p] += maps[index] / channels;
-      }
-      return sums;
-    });
-  }
-
-  /** Entropy of each channel's map, relative to that of the even map. */
-  entropies(layer, image, outcome) {
-    return this.cached(`entropy ${layer.name} ${image} ${outcome?.name}`, () => {
-      const maps = this.maps(layer, image, outcome), channels = layer.channels, positions = maps.length / channels;
-      const sums = new Float32Array(channels).fill(positions === 1 ? 1 : 0);
-      if (positions > 1) {
-        const unit = Math.log(positions);
-        for (let p = 0, index = 0; p < positions; p += 1) {
-          for (let c = 0; c < channels; c += 1, index += 1) {
-            if (maps[index] > 0) sums[c] -= maps[index] * Math.log(maps[index]) / unit;
-          }
-        }
-      }
-      return sums;
-    });
-  }
-
-  probabilities(image, outcome) {
-    const array = (outcome ?? this).arrays.probabilities;
-    const classes = array?.shape[1];
-    return array && array.data.subarray(image * classes, (image + 1) * classes);
-  }
-
-  /** The greatest distance of the own maps of all images from the even share, in even shares. */
-  reach(layer) {
-    const { low, high } = this.arrays[`attention/${layer.name}`], even = 1 / (layer.kernel[0] * layer.kernel[1]);
-    return Math.max(1 - low / even, high / even - 1);
-  }
-
-  right(image) {
-    const label = this.labels?.[image] ?? -1, predicted = this.predictions?.[image];
-    return label < 0 || predicted === undefined ? null : label === predicted;
-  }
-
-  className(index) { return this.classes?.[index] ?? `class ${index}`; }
-
-  /** Name, class and mistake of an image, in words. */
-  describe(image) {
-    const label = this.labels?.[image] ?? -1, right = this.right(image), predicted = this.predictions?.[image];
-    const truth = label >= 0 ? `, ${this.className(label)}` : "";
-    const guess = right === false || (label < 0 && predicted !== undefined);
-    return `${this.names[image]}${truth}${guess ? `, taken for ${this.className(predicted)}` : ""}`;
+  /** An image's row of an array whose first axis is the images; undefined if there is no such array, or no row. */
+  row(array, image) {
+    const size = array?.data.length / array?.shape[0];
+    return image < array?.shape[0] ? array.data.subarray(image * size, (image + 1) * size) : undefined;
   }
 }
 
-function table(bytes) {
-  return Uint32Array.from({ length: 256 }, (_, i) =>
-    (255 << 24 | bytes[3 * i + 2] << 16 | bytes[3 * i + 1] << 8 | bytes[3 * i]) >>> 0);
+/** The map of one channel out of those of a layer. */
+const pick = (layer, maps, channel) => Float32Array.from({ length: layer.positions }, (_, p) => maps[p * layer.channels + channel]);
+
+/** Total variation distance between two maps, channel by channel. */
+function distances(layer, a, b) {
+  const sums = new Float32Array(layer.channels);
+  a.forEach((value, index) => { sums[index % layer.channels] += Math.abs(value - b[index]) / 2; });
+  return sums;
+}
+
+function correlation(x, y) {
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length, [a, b] = [mean(x), mean(y)];
+  const sum = (f) => x.reduce((total, _, i) => total + f(x[i] - a, y[i] - b), 0);
+  return sum((u, v) => u * v) / (Math.sqrt(sum((u) => u * u) * sum((_, v) => v * v)) || 1);
 }
 
 // -------------------------------------------------------------------------------------------------------- drawing
 
-const fixed = (value, digits = 4) => value.toFixed(digits).replace("-", "−");
-const signed = (value, digits = 4) => (value > 0 ? "+" : "") + fixed(value, digits);
-const shade = (value, low, high) => Math.max(0, Math.min(255, Math.round(255 * (value - low) / (high - low))));
-const farthest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0.001);
-const css = (colors, level) => `rgb(${colors[level] & 255} ${(colors[level] >> 8) & 255} ${(colors[level] >> 16) & 255})`;
-const ink = (level) => (Math.abs(level - 127.5) < 70 ? "#111" : "#fff");
-const escape = (text) => String(text).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
-
-/** A canvas of so many CSS pixels, sharp on the screen; gives its context and the screen's pixels per CSS pixel. */
-function size(canvas, width, height) {
-  const ratio = Math.min(3, Math.max(1, Math.round(globalThis.devicePixelRatio || 1)));
-  if (canvas.width !== width * ratio || canvas.height !== height * ratio) {
-    [canvas.width, canvas.height] = [width * ratio, height * ratio];
-    [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
-  }
-  const context = canvas.getContext("2d");
-  context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  context.clearRect(0, 0, width, height);
-  return { context, ratio };
-}
-
-/** Maps as pixels: `places` has {x, y, unit, values, low, high, colors} in CSS pixels, rows of `kernel`. */
-function paint(canvas, width, height, kernel, places) {
-  const { context, ratio } = size(canvas, width, height);
-  const image = context.createImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer);
-  for (const { x, y, unit, values, low, high, colors } of places) {
-    const side = unit * ratio;
-    for (let p = 0; p < values.length; p += 1) {
-      const left = (x * ratio) + (p % kernel[1]) * side, top = (y * ratio) + Math.floor(p / kernel[1]) * side;
-      const color = colors[shade(values[p], low, high)], across = image.width;
-      for (let row = 0, start = top * across + left; row < side; row += 1, start += across) {
-        for (let at = start; at < start + side; at += 1) pixels[at] = color; // short: a fill each would take longer
-      }
-      if (unit >= 5 && values[p] >= (3 * high + low) / 4) { // both ends of the colours look alike in grey
-        const dot = Math.max(ratio, Math.round(side / 5)), middle = Math.floor((side - dot) / 2);
-        for (let row = 0; row < dot; row += 1) {
-          const start = (top + middle + row) * canvas.width + left + middle;
-          pixels.fill(0xff000000, start, start + dot);
-        }
-      }
-    }
-  }
-  context.putImageData(image, 0, 0);
-  return context;
-}
-
-/** One large map with its numbers. */
-function paintNumbers(canvas, kernel, values, low, high, colors, text) {
-  const unit = Math.max(28, Math.floor(168 / Math.max(...kernel)));
-  const context = paint(canvas, unit * kernel[1], unit * kernel[0], kernel, [{ x: 0, y: 0, unit, values: [], low, high, colors }]);
-  context.textAlign = "center";
-  context.textBaseline = "middle";
-  context.font = `${unit > 45 ? 13 : 10}px system-ui, sans-serif`;
-  values.forEach((value, p) => {
-    const level = shade(value, low, high), x = (p % kernel[1]) * unit, y = Math.floor(p / kernel[1]) * unit;
-    context.fillStyle = css(colors, level);
-    context.fillRect(x, y, unit, unit);
-    context.fillStyle = ink(level);
-    context.fillText(text(value), x + unit / 2, y + unit / 2 + 1);
-  });
-}
-
 function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name === "class") element.className = value;
-    else if (name in element && !name.startsWith("aria")) element[name] = value;
+    if (name in element) element[name] = value;
     else element.setAttribute(name, value);
   }
-  element.append(...children);
+  element.append(...children.filter(Boolean));
   return element;
 }
 
 function fill(select, options, value) {
   const wanted = JSON.stringify(options);
   if (select.dataset.options !== wanted) {
-    select.replaceChildren(...options.map(([key, text, off]) => h("option", { value: key, disabled: !!off }, text)));
+    select.replaceChildren(...options.map(([key, text]) => h("option", { value: key }, text)));
     select.dataset.options = wanted;
+    select.disabled = options.length < 2;
   }
-  select.value = value;
+  choose(select, value);
 }
+
+function choose(control, value) {
+  control.value = value;
+  if (control.selectedIndex < 0) control.selectedIndex = 0;
+}
+
+const whole = (value, low, high) => (Number.isFinite(Number(value)) ? Math.max(low, Math.min(high, Math.trunc(value))) : low);
+const fixed = (value, digits = 4) => value.toFixed(digits).replace("-", "−");
+const signed = (value, digits = 4) => (value > 0 ? "+" : "") + fixed(value, digits);
+const brief = (value, digits = 3) => (value > 0 ? "+" : "") + String(Number(value.toPrecision(digits))).replace("-", "−");
+const shade = (value, { low, high }) => Math.max(0, Math.min(255, Math.round(255 * (value - low) / (high - low))));
+const css = (color) => `rgb(${color & 255} ${(color >> 8) & 255} ${(color >> 16) & 255})`;
+const place = (layer, p) => `row ${Math.floor(p / layer.kernel[1]) + 1}, column ${(p % layer.kernel[1]) + 1}`;
+
+/** Colours that reach equally far to both sides of a middle: as far as the values do, and `least` at least. */
+function around(middle, values, least) {
+  const reach = values.reduce((most, value) => Math.max(most, Math.abs(value - middle)), least);
+  return { low: middle - reach, high: middle + reach, middle };
+}
+
+/** Draw {kernel, maps, columns, unit, low, high}: maps beside and below each other, a position `unit` pixels wide. */
+function paint(canvas, drawing, colors) {
+  const { kernel, maps, columns, unit, low, high } = drawing, gap = unit / STEP, [tall, wide] = kernel.map((side) => unit * side + gap);
+  canvas.drawing = drawing; // for who points at it, or saves it
+  canvas.width = Math.min(columns, maps.length) * wide - gap;
+  canvas.height = Math.ceil(maps.length / columns) * tall - gap;
+  const image = new ImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer);
+  maps.forEach((values, slot) => values.forEach((value, p) => {
+    const left = (slot % columns) * wide + (p % kernel[1]) * unit;
+    const top = Math.floor(slot / columns) * tall + Math.floor(p / kernel[1]) * unit;
+    const color = colors[shade(value, drawing)], strong = value >= (3 * high + low) / 4;
+    for (let row = 0, at = top * canvas.width + left; row < unit; row += 1, at += canvas.width) {
+      pixels.fill(color, at, at + unit);
+      // A dot in the strongest: both ends of the colours look alike in grey.
+      if (strong && row >= gap && row < 2 * gap) pixels.fill(0xff000000, at + gap, at + 2 * gap);
+    }
+  }));
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** The largest width of a position with which a map is at most so wide. */
+const unitFor = ({ kernel }, side) => STEP * Math.max(1, Math.floor(side / STEP / Math.max(...kernel)));
+
+/** A frame around pixels of a canvas, to lie above it. */
+function box({ width, height }, className, x, y, wide, tall) {
+  const [left, top, right, bottom] = [x / width, y / height, 1 - (x + wide) / width, 1 - (y + tall) / height];
+  return h("i", { className, style: `inset: ${[top, right, bottom, left].map((share) => `${100 * share}%`).join(" ")}` });
+}
+
+/** The pixel of a canvas that the pointer is at, as column and row. */
+const under = ({ target, offsetX, offsetY }) =>
+  [offsetX * target.width / target.clientWidth, offsetY * target.height / target.clientHeight].map(Math.floor);
+
+const middleOf = ({ middle }) => (middle ? `1/${Math.round(1 / middle)}` : "0");
+
+/** What the colours mean: the ends and the middle of a scale. */
+const legend = (drawing) => [h("i"), h("span", {}, drawing.write(drawing.low)), h("span", {}, middleOf(drawing)),
+  h("span", {}, drawing.write(drawing.high)), h("em", {}, drawing.about ?? "")];
+
+/** What is under the pointer, in words and numbers. */
+const report = (output, title, line, more = "") => output.replaceChildren(h("b", {}, title), line, h("small", {}, more));
 
 // ------------------------------------------------------------------------------------------------------- explorer
 
@@ -243,38 +194,82 @@ let count = 0;
 class Explorer {
   /** `host` says where it stands: state (what is chosen at first), keep(state), kernel ({ask, abilities} or null). */
   constructor(root, host) {
-    this.root = root;
-    this.host = host;
-    this.id = `kaviz-${count += 1}`;
+    Object.assign(this, { root, host, abilities: host.kernel?.abilities, form: root.querySelector("form") });
     this.state = { ...START, ...host.state };
-    this.pick = "a";
-    this.cursor = { slot: 0, position: 0 };
-    this.build();
-    this.observer = new ResizeObserver(() => this.data && this.width !== this.main.clientWidth && this.draw());
-    this.observer.observe(this.main);
+    this.cursor = { slot: 0, position: 0 }; // among the maps
+    this.pixel = [0, 0]; // of the attribution, column and row
+    root.classList.add("kaviz-explorer");
+    this.ui = {};
+    for (const element of root.querySelectorAll("[data-part], [name]")) this.ui[element.dataset.part ?? element.name] = element;
+    this.ui.copy.hidden = !host.link;
+    (host.kernel ? this.ui.noKernel : this.ui.kernel).remove();
+    this.listen();
+    this.observer = new ResizeObserver(() => this.data && this.width !== this.ui.grids.firstElementChild.clientWidth && this.draw());
+    this.observer.observe(this.ui.grids);
+  }
+
+  listen() {
+    const { form, ui } = this;
+    form.onsubmit = (event) => event.preventDefault();
+    form.oninput = ({ target }) => {
+      if (target.name in START) this.set({ [target.name]: target.value });
+      else this.draw();
+    };
+    form.onclick = (event) => {
+      const { target, shiftKey } = event, { act, of } = target.closest("button")?.dataset ?? {};
+      if (act) this[act](of);
+      if (target.name !== "a" || !event.detail || !(shiftKey || ui.pick.value === "b")) return; // no detail: by the arrows
+      event.preventDefault(); // A stays what it is
+      setTimeout(() => this.set({ b: target.value })); // once the browser has put it back
+    };
+    form.onkeydown = (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      event.stopPropagation(); // JupyterLab has keys of its own
+      const { keys } = event.target.closest("[data-keys]")?.dataset ?? {};
+      if ((keys && this[keys](event)) || this.onRadioKey(event)) event.preventDefault();
+    };
+    ui.grids.onpointermove = (event) => this.point(event);
+    ui.grids.onclick = (event) => this.point(event) && this.pin();
+    ui.pair.onpointermove = (event) => event.target.matches("canvas") && this.readPixel(...under(event));
+    ui.panels.onpointerover = ({ target }) => target.matches("td") && this.readPosition(Number(target.dataset.position));
+    ui.files.onchange = () => this.uploadFiles();
+  }
+
+  /** Home and End among radio buttons; the browser knows the arrows. */
+  onRadioKey({ key, target }) {
+    const all = [...this.form.querySelectorAll(`[type=radio][name=${target.name || "none"}]`)].filter((radio) => radio.offsetParent);
+    const radio = { Home: all[0], End: all.at(-1) }[key];
+    radio?.focus();
+    radio?.click();
+    return Boolean(radio);
   }
 
   async load(contents) {
-    const packs = await Promise.all(contents.map((bytes) => unpack(bytes)));
-    const before = this.data?.names.length;
-    this.data = new Data(packs);
-    this.drawn = {};
-    this.pictures = this.data.files.map((file) => file && h("img", { src: file.source, alt: "", draggable: false, decoding: "sync" }));
-    this.pictures.forEach((picture) => picture?.decode().then(() => { this.drawn.images = ""; this.soon(); }, () => {}));
-    if (before && before < this.data.names.length) Object.assign(this.state, { a: before, class: "", right: "", find: "" });
+    const before = this.data?.names.length, data = new Data(await Promise.all(contents.map(unpack)));
+    const pictures = data.pictures.map((src) => h("img", { src, alt: "", draggable: false, decoding: "sync" }));
+    await Promise.allSettled(pictures.map((picture) => picture.decode())); // then their sizes are known
+    Object.assign(this, { data, pictures }); // not before all can be drawn
+    if (before && before < data.names.length) Object.assign(this.state, { a: before, class: "", right: "", find: "" });
+    const stops = Array.from({ length: 17 }, (_, i) => css(data.colors.diverging[Math.min(255, i * 16)]));
+    this.root.style.setProperty("--kv-diverging", `linear-gradient(to right, ${stops})`);
+    this.form.hidden = false;
     this.makeFilm();
     this.makeLayers();
     this.draw();
     this.root.dataset.ready = "true";
   }
 
+  /** Load, or say why not. */
+  open(contents) {
+    return this.load(contents).catch((error) => {
+      this.form.hidden = false;
+      this.tell(`Cannot show this view: ${error.message}`, true);
+    });
+  }
+
   close() {
     this.observer.disconnect();
     this.root.replaceChildren();
-  }
-
-  soon() { // once for all that comes until the next frame
-    this.frame ??= requestAnimationFrame(() => { this.frame = null; this.draw(); });
   }
 
   set(changes) {
@@ -287,567 +282,338 @@ class Explorer {
     }));
   }
 
+  show(state) {
+    this.state = { ...START, ...state };
+    this.draw();
+  }
+
   // What is chosen, made good where it is not there (an address may say anything).
   settle() {
     const { state, data } = this, last = data.names.length - 1;
-    const whole = (value, low, high) => Math.max(low, Math.min(high, Math.trunc(Number(value)) || 0));
-    state.a = whole(state.a, 0, last);
-    state.b = Number(state.b) >= 0 ? whole(state.b, 0, last) : -1;
-    state.layer = data.layer(state.layer).name;
-    state.opacity = whole(state.opacity, 0, 100);
-    if (!(state.sort in SORTS)) state.sort = START.sort;
-    this.layer = data.layer(state.layer);
-    this.outcome = data.outcomes.find((outcome) => outcome.name === state.outcome) ?? null;
-    this.attribution = data.attributions.find((one) => one.method === state.method) ?? null;
-    this.position = data.positions.find((one) => one.method === state.positions) ?? data.positions[0] ?? null;
+    [state.a, state.b, state.opacity] = [whole(state.a, 0, last), whole(state.b, -1, last), whole(state.opacity, 0, 100)];
+    this.layer = data.layers.find(({ name }) => name === state.layer) ?? data.layers[0];
+    state.layer = this.layer.name;
+    if (![...this.ui.sort.options].some(({ value }) => value === state.sort)) state.sort = START.sort;
+    this.outcome = data.outcomes.find(({ name }) => name === state.outcome) ?? null;
+    this.attribution = data.attributions.find(({ method }) => method === state.method) ?? null;
+    this.position = data.positions.find(({ method }) => method === state.positions) ?? data.positions[0] ?? null;
     this.first = { name: "A", image: state.a, outcome: this.outcome };
     this.second = state.b >= 0 ? { name: "B", image: state.b, outcome: this.outcome }
       : this.outcome ? { name: "A before", image: state.a, outcome: null } : null;
+    this.pictured = state.b >= 0 ? [this.first, this.second] : [this.first];
     this.shares = data.arrays[`share/${this.layer.name}`];
     if ((state.sort === "difference" && !this.second) || (state.sort === "share" && !this.shares)) state.sort = "dependence";
-    this.pins = String(state.pins).split(" ").map((pin) => {
-      const at = pin.lastIndexOf(":"), layer = data.layers.find((one) => one.name === pin.slice(0, at));
-      const channel = Number(pin.slice(at + 1));
-      return layer && channel >= 0 && channel < layer.channels ? { key: pin, layer, channel } : null;
-    }).filter(Boolean);
+    this.pins = state.pins.split(" ").flatMap((key) => {
+      const at = key.lastIndexOf(":"), layer = data.layers.find(({ name }) => name === key.slice(0, at));
+      const channel = Number(key.slice(at + 1));
+      return layer && channel >= 0 && channel < layer.channels ? [{ key, layer, channel }] : [];
+    });
   }
 
   draw() {
+    const { ui } = this;
     this.settle();
-    this.measure();
-    const { a, b, layer, outcome, sort, page, scale, pins, method, mode, opacity, positions } = this.state;
-    const changed = (part, ...on) => {
-      const key = [this.width, globalThis.devicePixelRatio, a, b, outcome, ...on].join(" | ");
-      return this.drawn[part] !== key && (this.drawn[part] = key);
-    };
+    ui.grids.classList.toggle("kv-one", !this.second);
+    this.width = ui.grids.firstElementChild.clientWidth; // before anything is changed: after it the page would be laid out again
     this.drawControls();
     this.drawFilm();
     this.drawLayers();
-    if (changed("images", method, mode, opacity)) this.drawImages();
-    if (changed("maps", layer, sort, page, scale, pins)) this.drawMaps();
+    this.drawImages();
+    this.drawMaps();
     this.drawPins();
-    if (changed("positions", layer, positions)) this.drawPositions();
-    this.say();
+    this.drawPositions();
   }
 
-  /** What is there, then all widths at once: each look at them after a change has the page laid out again. */
-  measure() {
-    this.grids.classList.toggle("kv-one", !this.second);
-    this.gridB.figure.hidden = this.gridD.figure.hidden = !this.second;
-    this.imageB.figure.hidden = this.state.b < 0;
-    this.pinList.parentElement.hidden = !this.pins.length;
-    this.width = this.main.clientWidth;
-    this.widths = { image: this.imageA.figure.clientWidth, maps: this.gridA.figure.clientWidth, pins: this.pinList.clientWidth };
-    const style = getComputedStyle(this.root);
-    this.colors = { ink: style.color, accent: style.getPropertyValue("--kv-accent-drawn") || "#0072b2" };
-  }
-
-  // -- the frame
-
-  build() {
-    const control = (name, text, element) => {
-      element.id = `${this.id}-${name}`;
-      this[name] = element;
-      return h("div", { class: "kv-control" }, h("label", { htmlFor: element.id }, text), element);
-    };
-    const select = (name, text, key = name) => {
-      const label = control(name, text, h("select"));
-      this[name].addEventListener("change", () => this.set({ [key]: this[name].value }));
-      return label;
-    };
-    const button = (text, action, properties = {}) => {
-      const element = h("button", { type: "button", ...properties }, text);
-      element.addEventListener("click", action);
-      return element;
-    };
-    const part = (name, heading, ...children) => {
-      const title = h("h3", { id: `${this.id}-${name}-heading` }, heading);
-      return h("section", { class: `kv-part kv-${name}`, "aria-labelledby": title.id }, title, ...children);
-    };
-    const figure = (name) => {
-      const canvas = h("canvas", { role: "img" }), caption = h("figcaption"), bars = h("ul", { class: "kv-bars" });
-      this[`image${name}`] = { canvas, caption, bars, figure: h("figure", {}, caption, canvas, bars) };
-      return this[`image${name}`].figure;
-    };
-    const grid = (name) => {
-      const canvas = h("canvas", { tabIndex: 0, role: "application" }), caption = h("figcaption");
-      const bar = h("div", { class: "kv-scale" }), figure = h("figure", {}, caption, canvas, bar);
-      this[`grid${name}`] = { canvas, caption, bar, figure };
-      canvas.addEventListener("pointermove", (event) => this.point(canvas, event));
-      canvas.addEventListener("click", (event) => { if (this.point(canvas, event)) this.pin(); });
-      canvas.addEventListener("keydown", (event) => this.onGridKey(event));
-      canvas.addEventListener("focus", () => this.drawCursor());
-      canvas.addEventListener("blur", () => this.drawMaps());
-      return figure;
-    };
-
-    this.heading = h("h2");
-    this.status = h("p", { class: "kv-status", role: "status" });
-    const saves = h("div", { class: "kv-saves", role: "group", "aria-label": "Save this view" },
-      ...["PNG", "SVG", "CSV", "npz"].map((kind) =>
-        button(kind, () => this.save(kind.toLowerCase()), { "aria-label": `Save as ${kind}` })));
-    if (this.host.link) saves.append(button("Copy link", () => this.copyLink()));
-
-    this.findInput = h("input", { type: "search", placeholder: "part of a name" });
-    this.findInput.addEventListener("input", () => this.set({ find: this.findInput.value }));
-    const picks = h("div", { class: "kv-picks", role: "radiogroup", "aria-label": "A click chooses" }, "A click chooses",
-      ...["a", "b"].map((name) => {
-        const radio = h("input", { type: "radio", name: `${this.id}-pick`, value: name, checked: name === "a" });
-        radio.addEventListener("change", () => { this.pick = name; });
-        return h("label", {}, radio, name.toUpperCase());
-      }));
-    this.film = h("div", { class: "kv-strip kv-frames", role: "listbox", tabIndex: 0, "aria-label": "Images" });
-    this.filmNote = h("p", { class: "kv-note" });
-    this.noB = button("No B", () => this.set({ b: -1 }));
-    this.film.addEventListener("keydown", (event) => this.onFilmKey(event));
-
-    this.strip = h("div", { class: "kv-strip kv-layers-strip", role: "listbox", tabIndex: 0, "aria-label": "Layers" });
-    this.strip.addEventListener("keydown", (event) => this.onLayerKey(event));
-
-    const opacity = control("opacity", "Opacity", h("input", { type: "range", min: 0, max: 100 }));
-    this.opacity.addEventListener("input", () => this.set({ opacity: Number(this.opacity.value) }));
-    this.pager = h("div", { class: "kv-pager", role: "group", "aria-label": "Channels shown" },
-      button("‹", () => this.set({ page: this.state.page - 1 }), { "aria-label": "Previous channels" }),
-      h("span"), button("›", () => this.set({ page: this.state.page + 1 }), { "aria-label": "Next channels" }));
-    this.readout = h("output", { class: "kv-readout", "aria-live": "polite" });
-    this.grids = h("div", { class: "kv-grids" }, grid("A"), grid("B"), grid("D"));
-    this.pinList = h("ul", { class: "kv-pins" });
-    this.positionPanels = h("div", { class: "kv-positions" });
-    this.positionNote = h("p", { class: "kv-note" });
-
-    this.main = h("div", { class: "kv-main" },
-      part("images", "What the model sees",
-        h("div", { class: "kv-controls" }, select("method", "Attribution"), select("mode", "Sign"), opacity),
-        this.attributionNote = h("p", { class: "kv-note" }),
-        h("div", { class: "kv-pair" }, figure("A"), figure("B"))),
-      h("div", { class: "kv-column" }, part("maps", "Attention of each channel",
-        h("div", { class: "kv-controls" }, select("sort", "Sorted by"), select("scale", "Colours fit"),
-          select("outcomes", "Attention", "outcome"), this.pager),
-        this.grids, this.readout,
-        h("p", { class: "kv-note" }, "Point at a map for its value; click, or press Enter, to pin its channel. ",
-          "Keys: arrows for channels, [ and ] for positions.")),
-      part("pinned", "Pinned channels", this.pinList),
-      part("position", "Attention and use of the kernel positions",
-        h("div", { class: "kv-controls" }, select("positions", "Position attribution")),
-        this.positionPanels, this.positionNote)));
-    this.root.classList.add("kaviz-explorer");
-    this.root.replaceChildren(
-      h("header", { class: "kv-head" }, h("div", {}, this.heading, this.status), saves),
-      part("film", "Images",
-        h("div", { class: "kv-controls" }, select("class", "Class"), select("right", "Prediction"),
-          control("find", "Name", this.findInput), picks, this.noB),
-        this.film, this.filmNote),
-      part("layers", "Layers", h("p", { class: "kv-note" }, "Mean map of the channels of A, and their mean entropy: ",
-        "1.00 is an even map, less is a preference for some positions."), this.strip),
-      this.main,
-      this.buildKernel(part, control, button));
-  }
-
-  buildKernel(part, control, button) {
-    const { kernel } = this.host;
-    if (!kernel) {
-      return part("kernel", "Interventions", this.kernelNote = h("p", { class: "kv-note" },
-        "This view stands without a kernel: other interventions and images of your own need the notebook."));
-    }
-    const { uploads, interventions, methods } = kernel.abilities;
-    const chosen = (select) => select.options[select.selectedIndex]?.value;
-    const kinds = control("kind", "Intervention", h("select"));
-    fill(this.kind, Object.entries(interventions).map(([key, text]) => [key, `${key}: ${text}`]), Object.keys(interventions)[0]);
-    const where = control("where", "In", h("select"));
-    const position = control("spot", "Position", h("select"));
-    const attributions = control("compute", "Attribution", h("select"));
-    fill(this.compute, Object.entries(methods), Object.keys(methods)[0]);
-    this.kind.addEventListener("change", () => this.draw());
-    this.run = button("Run", () => this.ask({
-      ask: "intervene", kind: chosen(this.kind), layers: chosen(this.where) === "layer" ? this.layer.name : "*",
-      position: Number(chosen(this.spot)), donor: this.state.b,
-    }), { class: "kv-primary" });
-    this.explain = button("Compute", () => this.ask({ ask: "attribute", method: chosen(this.compute) }));
-    this.files = h("input", { type: "file", multiple: true, accept: "image/*", hidden: true });
-    this.files.addEventListener("change", () => this.upload());
-    this.uploadButton = button("Upload images…", () => this.files.click(), { disabled: !uploads });
-    if (!uploads) this.uploadButton.title = "needs the preprocessing of the images";
-    this.progress = h("progress", { max: 1, value: 0, "aria-label": "Progress" });
-    this.cancel = button("Cancel", () => kernel.ask({ ask: "cancel" }));
-    this.work = h("div", { class: "kv-work", hidden: true }, this.progress, this.workNote = h("span"), this.cancel);
-    const row = (...children) => h("div", { class: "kv-controls" }, ...children);
-    return part("kernel", "Ask the model", row(kinds, where, position, this.run), row(attributions, this.explain,
-      this.uploadButton, this.files), this.work);
+  paint(canvas, { kernel }, maps, unit, drawing) {
+    paint(canvas, { kernel, maps, unit, columns: 1, ...drawing }, this.data.colors.diverging);
   }
 
   drawControls() {
-    const { data, state } = this, last = data.outcomes.length + data.attributions.length;
-    const n = data.names.length, wrong = data.names.filter((_, image) => data.right(image) === false).length;
-    this.heading.textContent = data.title;
-    this.host.title?.(data.title);
-    const labelled = data.names.some((_, image) => data.right(image) !== null);
-    this.summary = `${n} image${n === 1 ? "" : "s"}, ${data.layers.length} layers`
-      + (labelled ? `, ${wrong} wrong` : "");
-    if (!this.message) this.status.textContent = this.summary;
-    const known = [...new Set(data.labels ?? [])].filter((label) => label >= 0).sort((x, y) => x - y);
-    fill(this.class, [["", "all"], ...known.map((label) => [String(label), data.className(label)])], state.class);
-    fill(this.right, [["", "all"], ["right", "✓ right", !labelled], ["wrong", "✗ wrong", !labelled]], state.right);
-    if (this.findInput.value !== state.find) this.findInput.value = state.find;
-    this.noB.disabled = state.b < 0;
-    fill(this.sort, Object.entries(SORTS).map(([key, text]) =>
-      [key, text, (key === "difference" && !this.second) || (key === "share" && !this.shares)]), state.sort);
-    fill(this.scale, [["layer", "this layer"], ["all", "all layers"]], state.scale);
-    fill(this.outcomes, [["", "the model's own"], ...data.outcomes.map(({ name }) => [name, name])], this.outcome?.name ?? "");
-    fill(this.method, [["", last && !data.attributions.length ? "none computed" : "none"],
-      ...data.attributions.map(({ method }) => [method, method])], this.attribution?.method ?? "");
-    fill(this.mode, [["signed", "signed"], ["absolute", "absolute"]], state.mode);
-    this.opacity.value = state.opacity;
-    this.mode.disabled = this.opacity.disabled = !this.attribution;
-    fill(this.positions, data.positions.length ? data.positions.map(({ method }) => [method, method]) : [["", "none in this view"]],
-      this.position?.method ?? "");
-    this.positions.disabled = data.positions.length < 2;
-    if (!this.host.kernel) return;
-    fill(this.where, [["all", "all layers"], ["layer", this.layer.name]], this.where.value || "all");
-    const places = this.host.kernel.abilities.positions[this.layer.name];
-    const middle = String(Math.floor(places.length / 2));
-    const kept = this.spot.dataset.layer === this.layer.name && this.spot.value;
-    fill(this.spot, places.map((name, place) => [String(place), name]), kept || middle);
-    this.spot.dataset.layer = this.layer.name;
-    this.spot.disabled = !this.host.kernel.abilities.of_a_position.includes(this.kind.value);
+    const { data, state, ui } = this, n = data.names.length, wrong = data.right.filter((right) => right === false).length;
+    ui.heading.textContent = data.title;
+    this.summary = `${n} image${n === 1 ? "" : "s"}, ${data.layers.length} layers${data.known.length ? `, ${wrong} wrong` : ""}`;
+    if (!this.message) ui.status.textContent = this.summary;
+    for (const [name, options] of Object.entries(LISTS)) fill(ui[name], options(this), state[name]);
+    for (const name of ["right", "mode", "sort", "scale", "opacity"]) choose(ui[name], state[name]);
+    if (ui.find.value !== state.find) ui.find.value = state.find;
+    const [, , difference, share] = ui.sort.options;
+    [difference.disabled, share.disabled] = [!this.second, !this.shares];
+    ui.right.disabled = !data.known.length;
+    ui.mode.disabled = ui.opacity.disabled = !this.attribution;
+    ui.noB.disabled = state.b < 0;
+    if (!this.abilities) return;
+    for (const [name, options] of Object.entries(KERNEL_LISTS)) fill(ui[name], options(this), ui[name].value);
+    ui.spot.disabled = !this.abilities.of_a_position.includes(ui.kind.value);
+    ui.upload.disabled = !this.abilities.uploads;
   }
 
   // -- the images in a row
 
   makeFilm() {
-    this.frames = this.data.names.map((name, image) => {
-      const frame = h("div", { class: "kv-frame", role: "option", id: `${this.id}-image-${image}` },
-        h("span", { class: "kv-thumb" }, this.pictures[image]?.cloneNode() ?? "—", h("b")), h("span", { class: "kv-name" }));
-      const right = this.data.right(image);
-      frame.lastChild.textContent = `${right === null ? "" : right ? "✓ " : "✗ "}${name}`;
-      frame.title = this.data.describe(image);
-      frame.addEventListener("click", (event) => this.set({ [event.shiftKey ? "b" : this.pick]: image }));
-      return frame;
-    });
-    this.film.replaceChildren(...this.frames);
-  }
-
-  shown() {
-    const { data, state } = this, find = state.find.toLowerCase();
-    return data.names.flatMap((name, image) => {
-      const right = data.right(image);
-      const fits = (state.class === "" || String(data.labels?.[image]) === state.class)
-        && (state.right === "" || (right !== null && right === (state.right === "right")))
-        && name.toLowerCase().includes(find);
-      return fits ? [image] : [];
-    });
+    const { data } = this;
+    this.ui.film.replaceChildren(...data.names.map((name, image) => h("label", { className: "kv-frame", title: data.about[image] },
+      h("input", { type: "radio", name: "a", value: image }),
+      h("span", { className: "kv-thumb" }, this.pictures[image] ?? "—"),
+      h("span", { className: "kv-name" }, data.right[image] === null ? name : `${data.right[image] ? "✓" : "✗"} ${name}`))));
   }
 
   drawFilm() {
-    const { data, state } = this;
-    this.inFilm = this.shown();
-    const shown = new Set(this.inFilm);
-    this.frames.forEach((frame, image) => {
-      const marks = [image === state.a && "A", image === state.b && "B"].filter(Boolean).join(" ");
-      const key = `${shown.has(image)} ${marks}`;
-      if (frame.dataset.key === key) return;
-      frame.dataset.key = key;
-      frame.hidden = !shown.has(image);
-      frame.classList.toggle("kv-a", image === state.a);
+    const { data, state, ui } = this, find = state.find.toLowerCase();
+    const fits = (image) => (state.class === "" || String(data.labels[image]) === state.class)
+      && (state.right === "" || data.right[image] === (state.right === "right")) && data.names[image].toLowerCase().includes(find);
+    this.inFilm = [...data.names.keys()].filter(fits);
+    [...ui.film.children].forEach((frame, image) => {
+      frame.hidden = !fits(image);
+      frame.firstChild.checked = image === state.a;
       frame.classList.toggle("kv-b", image === state.b);
-      frame.setAttribute("aria-selected", String(image === state.a));
-      frame.setAttribute("aria-label", `${data.describe(image)}${marks && `; image ${marks}`}`);
-      frame.querySelector("b").textContent = marks;
     });
-    this.film.setAttribute("aria-activedescendant", this.frames[state.a].id);
-    this.filmNote.textContent = this.inFilm.length === data.names.length
+    ui.filmNote.textContent = this.inFilm.length === data.names.length
       ? "Click for A, shift-click for B. Keys: arrows for A, with Shift for B, Delete for no B."
       : `${this.inFilm.length} of ${data.names.length} images`;
   }
 
-  onFilmKey(event) {
-    const name = event.shiftKey ? "b" : "a", { inFilm } = this;
-    const place = inFilm.indexOf(this.state[name] < 0 ? this.state.a : this.state[name]);
-    const places = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: inFilm.length - 1 };
-    if (event.key === "Delete" || event.key === "Backspace") this.set({ b: -1 });
-    else if (event.key in places && inFilm.length) {
-      const image = inFilm[Math.max(0, Math.min(inFilm.length - 1, places[event.key]))];
-      this.set({ [name]: image });
-      this.reveal(this.film, this.frames[image]);
-    } else return;
-    event.preventDefault();
-    event.stopPropagation(); // JupyterLab has keys of its own
+  /** What the arrows alone do, the browser knows. */
+  onFilmKey({ key, shiftKey }) {
+    const { inFilm, state } = this, step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    const image = inFilm[inFilm.indexOf(state.b < 0 ? state.a : state.b) + step];
+    if (key === "Delete" || key === "Backspace") this.removeB();
+    else if (shiftKey && image !== undefined) {
+      this.set({ b: image });
+      this.ui.film.children[image].scrollIntoView({ block: "nearest", inline: "nearest" });
+    } else return shiftKey && step;
+    return true;
   }
 
-  reveal(strip, element) { // without moving the page
-    const left = element.offsetLeft - strip.offsetLeft, right = left + element.offsetWidth;
-    if (left < strip.scrollLeft) strip.scrollLeft = left - 8;
-    else if (right > strip.scrollLeft + strip.clientWidth) strip.scrollLeft = right - strip.clientWidth + 8;
-  }
+  removeB() { this.set({ b: -1 }); }
 
   // -- the layers in a row
 
   makeLayers() {
-    this.layerItems = this.data.layers.map((layer, number) => {
-      const item = h("div", { class: "kv-layer", role: "option", id: `${this.id}-layer-${number}` },
-        h("canvas"), h("span", { class: "kv-name" }, layer.name.replace(/\.(conv\d?|0)?(\.\d)?$/, "")),
-        h("span", { class: "kv-meter" }, h("i")), h("span", { class: "kv-number" }));
-      item.title = `${layer.name}: ${layer.kernel.join("×")}, ${layer.channels} channels`;
-      item.addEventListener("click", () => this.set({ layer: layer.name }));
-      return item;
-    });
-    this.strip.replaceChildren(...this.layerItems);
+    this.ui.strip.replaceChildren(...this.data.layers.map(({ name, kernel, channels }) => h("label",
+      { className: "kv-layer", title: `${name}: ${kernel.join("×")}, ${channels} channels` },
+      h("input", { type: "radio", name: "layer", value: name }), h("canvas"),
+      h("span", { className: "kv-name" }, name.replace(/\.(conv\d?|0)?(\.\d)?$/, "")),
+      h("span", { className: "kv-meter" }, h("i")), h("span", { className: "kv-number" }))));
   }
 
   drawLayers() {
-    const { data, state } = this;
-    this.layerItems.forEach((item, number) => {
-      const layer = data.layers[number], { image, outcome } = this.first;
-      const chosen = layer.name === state.layer;
-      item.classList.toggle("kv-chosen", chosen);
-      item.setAttribute("aria-selected", String(chosen));
-      if (chosen) this.strip.setAttribute("aria-activedescendant", item.id);
-      const key = `${image} ${outcome?.name} ${globalThis.devicePixelRatio}`;
-      if (item.dataset.key === key) return;
-      item.dataset.key = key;
-      const mean = data.mean(layer, image, outcome), even = 1 / mean.length;
-      const reach = Math.max(0.01, ...mean.map((value) => Math.abs(value / even - 1)));
-      const unit = Math.max(3, Math.floor(48 / Math.max(...layer.kernel)));
-      paint(item.firstChild, unit * layer.kernel[1], unit * layer.kernel[0], layer.kernel,
-        [{ x: 0, y: 0, unit, values: mean, low: even * (1 - reach), high: even * (1 + reach), colors: data.diverging }]);
-      const entropies = data.entropies(layer, image, outcome);
-      const entropy = entropies.reduce((sum, value) => sum + value / entropies.length, 0);
-      item.querySelector("i").style.width = `${100 * Math.max(0, Math.min(1, entropy))}%`;
-      item.querySelector(".kv-number").textContent = entropy.toFixed(2);
-      item.setAttribute("aria-label", `${layer.name}, ${layer.channels} channels, mean entropy ${entropy.toFixed(2)}`);
+    const { data, ui, layer: chosen } = this;
+    data.layers.forEach((layer, number) => {
+      const [radio, canvas, , meter, note] = ui.strip.children[number].children;
+      const { mean, entropy } = data.look(layer, this.first), even = 1 / layer.positions;
+      radio.checked = layer === chosen;
+      this.paint(canvas, layer, [mean], unitFor(layer, 48), { title: `${layer.name.split(".").slice(0, 2).join(".")} ${entropy.toFixed(2)}`, ...around(even, mean, even / 100) });
+      meter.firstChild.style.width = `${100 * Math.max(0, Math.min(1, entropy))}%`;
+      note.textContent = entropy.toFixed(2);
+      radio.setAttribute("aria-label", `${layer.name}, ${layer.channels} channels, mean entropy ${note.textContent}`);
     });
-  }
-
-  onLayerKey(event) {
-    const { layers } = this.data, place = layers.indexOf(this.layer);
-    const places = { ArrowRight: place + 1, ArrowDown: place + 1, ArrowLeft: place - 1, ArrowUp: place - 1, Home: 0, End: layers.length - 1 };
-    if (!(event.key in places)) return;
-    const next = Math.max(0, Math.min(layers.length - 1, places[event.key]));
-    this.set({ layer: layers[next].name });
-    this.reveal(this.strip, this.layerItems[next]);
-    event.preventDefault();
-    event.stopPropagation();
   }
 
   // -- images, attributions, predictions
 
   drawImages() {
-    this.drawImage(this.imageA, this.first);
-    if (this.state.b >= 0) this.drawImage(this.imageB, this.second);
-    this.attributionNote.textContent = !this.attribution ? ""
-      : `What speaks for ${this.attribution.about}: ${this.state.mode === "signed" ? "red for it, blue against it" : "yellow is strong, either way"}; `
-        + "in per cent of the image's strongest.";
-    this.attributionNote.hidden = !this.attribution;
+    const { data, state, attribution, pictured, ui } = this;
+    [...ui.pair.children].forEach((figure, number) => {
+      figure.hidden = !pictured[number];
+      if (pictured[number]) this.drawImage(figure, pictured[number]);
+    });
+    ui.attributionNote.hidden = ui.pixelReadout.hidden = !attribution;
+    if (!attribution) return;
+    ui.attributionNote.textContent = `What speaks for ${attribution.about}: `
+      + (state.mode === "signed" ? "red for it, blue against it." : "yellow is strong, either way.");
+    this.readPixel(...this.pixel);
   }
 
-  drawImage({ canvas, caption, bars }, { name, image }) {
-    const { data } = this, picture = this.pictures[image], [width, height] = data.files[image]?.size ?? [1, 1];
-    const side = Math.max(120, Math.min(260, this.widths.image));
-    const scale = side / Math.max(width, height);
-    const { context } = size(canvas, Math.round(width * scale), Math.round(height * scale));
-    context.imageSmoothingEnabled = scale < 3;
-    if (picture?.complete && picture.naturalWidth) context.drawImage(picture, 0, 0, width * scale, height * scale);
-    const about = this.overlay(context, image, width * scale, height * scale);
-    caption.replaceChildren(h("b", {}, name), ` ${data.describe(image)}`);
-    canvas.setAttribute("aria-label", `Image ${name}: ${data.describe(image)}${about}`);
-    this.drawBars(bars, image);
-  }
-
-  overlay(context, image, width, height) {
-    const one = this.attribution, array = one?.arrays.percent;
-    if (!array || image >= array.shape[0]) return one ? "; no attribution for it" : "";
-    const [, rows, columns] = array.shape, small = h("canvas", { width: columns, height: rows });
-    const pixels = small.getContext("2d").createImageData(columns, rows), colors = new Uint32Array(pixels.data.buffer);
-    for (let index = 0; index < colors.length; index += 1) {
-      const value = (array.data[image * colors.length + index] - 100) / 100, strength = Math.abs(value);
-      const color = this.state.mode === "signed" ? this.data.diverging[shade(value, -1, 1)] : this.data.sequential[shade(strength, 0, 1)];
-      const alpha = this.state.mode === "signed" ? Math.min(1, 1.5 * strength) : 1;
-      colors[index] = (color & 0xffffff) | (Math.round(255 * alpha * this.state.opacity / 100) << 24);
+  drawImage(figure, { name, image }) {
+    const { data, attribution } = this, [caption, picture, bars] = figure.children, overlay = picture.children[1];
+    caption.replaceChildren(h("b", {}, name), ` ${data.about[image]}`);
+    if (picture.dataset.image !== String(image)) {
+      const shown = this.pictures[image]?.cloneNode() ?? h("span", {}, "—"), small = shown.naturalWidth < 80;
+      picture.firstChild.replaceWith(Object.assign(shown, { alt: data.about[image], className: small ? "kv-pixels" : "" }));
+      picture.dataset.image = image;
+      picture.style.aspectRatio = `${shown.naturalWidth || 1} / ${shown.naturalHeight || 1}`;
+      picture.style.width = `${260 * Math.min(1, shown.naturalWidth / shown.naturalHeight || 1)}px`;
     }
-    small.getContext("2d").putImageData(pixels, 0, 0);
-    context.imageSmoothingEnabled = columns > 16;
-    context.drawImage(small, 0, 0, width, height);
-    return `; with the attribution ${one.method}`;
+    const percent = data.row(attribution?.arrays.percent, image);
+    overlay.hidden = !percent;
+    if (percent) this.paintAttribution(overlay, percent);
+    overlay.setAttribute("aria-label", `${attribution?.method} of ${name}: ${data.about[image]}`);
+    bars.replaceChildren(...this.ranking(image).map(({ title, text, now, before }) => h("li", {},
+      h("span", { className: "kv-class", title }, title), h("span", { className: "kv-value" }, text),
+      h("span", { className: "kv-bar" }, h("i", { style: `width: ${100 * now}%` }),
+        before !== undefined && h("s", { style: `left: ${100 * before}%` })))));
   }
 
-  /** The likeliest classes, the true one and the one from before. [{index, now, before, label}] */
+  paintAttribution(canvas, percent) {
+    const { state, data } = this, isSigned = state.mode === "signed";
+    [canvas.height, canvas.width] = this.attribution.arrays.percent.shape.slice(1);
+    canvas.className = canvas.width <= 16 ? "kv-pixels" : "";
+    canvas.style.opacity = `${state.opacity}%`;
+    const image = new ImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer);
+    percent.forEach((code, index) => {
+      const strength = Math.abs(code - 100) / 100, alpha = isSigned ? Math.round(255 * Math.min(1, 1.5 * strength)) : 255;
+      const color = isSigned ? data.colors.diverging[shade(code, { low: 0, high: 200 })] : data.colors.sequential[shade(strength, { low: 0, high: 1 })];
+      pixels[index] = (color & 0xffffff) | (alpha << 24);
+    });
+    canvas.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  /** The value of the attribution at a cell, in both images. */
+  readPixel(column, row) {
+    const { percent, scale } = this.attribution.arrays, [, rows, columns] = percent.shape, { pair, pixelReadout } = this.ui;
+    this.pixel = [whole(column, 0, columns - 1), whole(row, 0, rows - 1)];
+    const [x, y] = this.pixel, values = this.pictured.map(({ name, image }) => {
+      const code = this.data.row(percent, image)?.[y * columns + x] - 100;
+      return Number.isNaN(code) ? `${name}: not computed` : `${name} ${brief(code)} % of the image's strongest, ${brief(code * scale.data[image] / 100)}`;
+    });
+    report(pixelReadout, `row ${y + 1}, column ${x + 1} of ${rows} × ${columns}`, values.join(" · "), "to ±0.5 % of the strongest");
+    pair.querySelectorAll("canvas").forEach((canvas) => canvas.nextElementSibling.replaceChildren(box(canvas, "kv-cursor", x, y, 1, 1)));
+  }
+
+  onPixelKey({ key }) {
+    const [x, y] = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[key] ?? [];
+    if (x === undefined) return false;
+    this.readPixel(this.pixel[0] + x, this.pixel[1] + y);
+    return true;
+  }
+
+  /** The likeliest classes, the true one and the one from before: {title, text, now, before}. */
   ranking(image) {
-    const { data } = this, now = data.probabilities(image, this.outcome), label = data.labels?.[image] ?? -1;
-    if (!now) return [];
-    const before = this.outcome && data.probabilities(image, null);
-    const best = [...now.keys()].sort((x, y) => now[y] - now[x]), kept = best.slice(0, LINES);
-    const extra = [label, before ? before.indexOf(Math.max(...before)) : -1].filter((index) => index >= 0 && !kept.includes(index));
-    return [...kept, ...new Set(extra)].map((index) => ({ index, now: now[index], before: before?.[index], label: index === label }));
-  }
-
-  drawBars(list, image) {
-    const lines = this.ranking(image);
-    if (!lines.length && this.data.predictions) lines.push({ index: this.data.predictions[image], now: null });
-    list.replaceChildren(...lines.map(({ index, now, before, label }) => {
-      const bar = h("span", { class: "kv-bar" }, h("i"));
-      bar.firstChild.style.width = `${100 * (now ?? 0)}%`;
-      if (before !== undefined && before !== null) {
-        const stroke = h("s");
-        stroke.style.left = `${100 * before}%`;
-        bar.append(stroke);
-      }
-      const number = now === null ? "predicted" : now.toFixed(2);
-      const was = before === undefined || before === null ? "" : ` (before ${before.toFixed(2)})`;
-      return h("li", {}, h("span", { class: "kv-class", title: this.data.className(index) }, this.data.className(index)),
-        h("span", { class: "kv-value" }, `${label ? "✓ true · " : ""}${number}${was}`), bar);
+    const { data, outcome } = this, now = data.row((outcome ?? data).arrays.probabilities, image);
+    if (!now) return data.classes[data.predictions[image]] ? [{ title: data.classes[data.predictions[image]], text: "predicted", now: 0 }] : [];
+    const before = outcome && data.row(data.arrays.probabilities, image);
+    const best = [...now.keys()].sort((x, y) => now[y] - now[x]).slice(0, LINES);
+    const also = [data.labels[image], before ? before.indexOf(Math.max(...before)) : -1].filter((index) => index >= 0);
+    return [...new Set([...best, ...also])].map((index) => ({
+      title: data.classes[index], now: now[index], before: before?.[index],
+      text: `${index === data.labels[image] ? "✓ true · " : ""}${now[index].toFixed(2)}${before ? ` (before ${before[index].toFixed(2)})` : ""}`,
     }));
   }
 
   // -- the maps of the channels
 
-  /** Channels in the chosen order, and what they are sorted by. */
+  /** Channels in the chosen order. */
   order() {
     const { data, layer, state, first } = this, channels = [...Array(layer.channels).keys()];
     const by = {
       number: () => channels.map(() => 0),
       dependence: () => data.arrays[`dependence/${layer.name}`].data,
-      entropy: () => data.entropies(layer, first.image, first.outcome).map((entropy) => -entropy),
-      share: () => valuesAt(this.shares, first.image * layer.channels, layer.channels),
-      difference: () => this.distances(), // settle() has seen to it that there are two
+      entropy: () => data.look(layer, first).entropies.map((entropy) => -entropy),
+      share: () => data.row(this.shares, first.image),
+      difference: () => this.distances, // settle() has seen to it that there are two
     }[state.sort]();
     return channels.sort((x, y) => by[y] - by[x] || x - y);
   }
 
-  /** Total variation distance between the maps of the two, channel by channel. */
-  distances() {
-    const { data, layer, first, second } = this;
-    const a = data.maps(layer, first.image, first.outcome), b = data.maps(layer, second.image, second.outcome);
-    return data.cached(`distance ${layer.name} ${first.image} ${second.image} ${first.outcome?.name} ${second.outcome?.name}`, () => {
-      const sums = new Float32Array(layer.channels);
-      for (let index = 0; index < a.length; index += 1) sums[index % layer.channels] += Math.abs(a[index] - b[index]) / 2;
-      return sums;
-    });
+  scaleOf(layer) {
+    const even = 1 / layer.positions;
+    const farthest = Math.max(...(this.state.scale === "all" ? this.data.layers : [layer]).map(({ name, positions }) => {
+      const { low, high } = this.data.arrays[`attention/${name}`];
+      return Math.max(1 - low * positions, high * positions - 1);
+    }));
+    const reach = even * (Math.min(1, farthest) || 0.01); // no attention is less than none
+    const about = farthest > 1 ? `attention, at most ${fixed(even * (1 + farthest), 3)}` : "attention";
+    return { low: even - reach, high: even + reach, middle: even, about, write: (value) => fixed(value, 3) };
   }
 
-  scaleOf(layer) {
-    const even = 1 / (layer.kernel[0] * layer.kernel[1]);
-    const farthest = Math.max(...(this.state.scale === "all" ? this.data.layers : [layer]).map((one) => this.data.reach(one)));
-    const reach = Math.min(1, farthest) || 0.01; // no attention is less than none
-    return { low: even * (1 - reach), high: even * (1 + reach), even, beyond: farthest > 1 ? even * (1 + farthest) : 0 };
+  /** The largest maps with which all channels find room, or else the smallest that can be seen. */
+  fit(height) {
+    const { kernel, channels } = this.layer, least = STEP * Math.ceil(16 / STEP / Math.max(...kernel));
+    const fit = (unit) => {
+      const [down, across] = kernel.map((side) => unit * (side + 1 / STEP));
+      const columns = Math.max(1, Math.floor(this.width / across));
+      return { unit, columns, room: columns * Math.max(1, Math.floor(height / down)) };
+    };
+    let place = fit(LARGEST);
+    while (place.room < channels && place.unit > least) place = fit(place.unit - STEP);
+    return place;
   }
 
   drawMaps() {
-    const { data, layer, state, first, second } = this, { kernel, channels } = layer;
-    const width = Math.max(150, this.widths.maps);
-    const height = Math.min(340, second ? 340 : 300);
-    const fit = (unit) => ({
-      unit, columns: Math.floor((width + GAP) / (unit * kernel[1] + GAP)), rows: Math.floor((height + GAP) / (unit * kernel[0] + GAP)),
-    });
-    const least = Math.max(2, Math.ceil(16 / Math.max(...kernel)));
-    let place = fit(least);
-    for (let unit = 28; unit > least; unit -= 1) {
-      const one = fit(unit);
-      if (one.columns * one.rows >= channels) { place = one; break; }
-    }
-    const each = Math.max(1, place.columns * place.rows), pages = Math.ceil(channels / each);
-    state.page = Math.max(0, Math.min(pages - 1, Math.trunc(Number(state.page)) || 0));
-    const all = this.order();
-    this.slots = all.slice(state.page * each, (state.page + 1) * each);
-    this.place = { ...place };
-    this.cursor.slot = Math.min(this.cursor.slot, this.slots.length - 1);
-    this.cursor.position = Math.min(this.cursor.position, kernel[0] * kernel[1] - 1);
-    const [previous, note, next] = this.pager.children;
-    [previous.disabled, next.disabled] = [state.page === 0, state.page === pages - 1];
-    note.textContent = pages === 1 ? `all ${channels}` : `${state.page * each + 1}–${state.page * each + this.slots.length} of ${channels}`;
-
-    const a = data.maps(layer, first.image, first.outcome), b = second && data.maps(layer, second.image, second.outcome);
-    const difference = second && a.map((value, index) => value - b[index]);
-    const { low, high, even, beyond } = this.scaleOf(layer), most = second ? farthest(difference) : 0;
-    const unit = beyond ? `attention, at most ${fixed(beyond, 3)}` : "attention";
-    const named = (who) => `${who.name}: ${data.names[who.image]}`;
-    this.drawGrid(this.gridA, named(first), a, low, high, even, unit);
+    const { data, layer, state, first, second, ui } = this, a = data.look(layer, first).maps;
+    const grid = (who, maps) => ({ name: who.name, title: `${who.name}: ${data.names[who.image]}`, maps, ...this.scaleOf(layer) });
+    this.grids = [grid(first, a)];
+    this.distances = null;
     if (second) {
-      this.drawGrid(this.gridB, named(second), b, low, high, even, unit);
-      this.drawGrid(this.gridD, `${first.name} − ${second.name}`, difference, -most, most, 0, "difference, on its own scale");
+      const b = data.look(layer, second).maps, difference = a.map((value, index) => value - b[index]), name = `${first.name} − ${second.name}`;
+      this.grids.push(grid(second, b), { name, title: name, maps: difference, ...around(0, difference, 0.001),
+        about: "difference, on its own scale", write: (value) => fixed(value, 3) });
+      this.distances = distances(layer, a, b);
     }
-    this.values = { a, b, difference };
-    this.drawCursor();
-  }
-
-  drawGrid({ canvas, caption, bar }, title, maps, low, high, even, about) {
-    const { layer, place } = this, { kernel, channels } = layer, { unit, columns } = place;
-    const rows = Math.ceil(this.slots.length / columns), across = Math.min(columns, this.slots.length);
-    const places = this.slots.map((channel, slot) => {
-      const values = new Float32Array(kernel[0] * kernel[1]);
-      for (let p = 0; p < values.length; p += 1) values[p] = maps[p * channels + channel];
-      return {
-        x: (slot % columns) * (unit * kernel[1] + GAP), y: Math.floor(slot / columns) * (unit * kernel[0] + GAP),
-        unit, low, high, values, colors: this.data.diverging,
-      };
+    this.place = this.fit(second ? 340 : 300);
+    const { room } = this.place, pages = Math.ceil(layer.channels / room), { previous, pages: note, next } = ui;
+    state.page = whole(state.page, 0, pages - 1);
+    this.slots = this.order().slice(state.page * room, (state.page + 1) * room);
+    [previous.disabled, next.disabled] = [state.page === 0, state.page === pages - 1];
+    note.textContent = pages === 1 ? `all ${layer.channels}`
+      : `${state.page * room + 1}–${state.page * room + this.slots.length} of ${layer.channels}`;
+    this.cursor = { slot: whole(this.cursor.slot, 0, this.slots.length - 1), position: whole(this.cursor.position, 0, layer.positions - 1) };
+    [...ui.grids.children].forEach((figure, number) => {
+      figure.hidden = !this.grids[number];
+      if (this.grids[number]) this.drawGrid(figure, this.grids[number]);
     });
-    paint(canvas, across * (unit * kernel[1] + GAP) - GAP, rows * (unit * kernel[0] + GAP) - GAP, kernel, places);
-    caption.textContent = title;
-    canvas.setAttribute("aria-label", `Maps of ${this.slots.length} channels of ${layer.name}, ${title}, sorted by ${SORTS[this.state.sort]}`);
-    drawScale(bar, this.data.diverging, low, high, even ? `1/${Math.round(1 / even)}` : "0", about);
+    this.drawBoxes();
+    this.say();
   }
 
-  drawCursor() {
-    const { layer, place, cursor, slots } = this, pinned = new Set(this.pins.map(({ key }) => key));
-    const grids = [this.gridA, ...(this.second ? [this.gridB, this.gridD] : [])];
-    const box = (context, slot, color, dash, width) => { // half of its line within the map: all of it would be cut off at the edge
-      context.strokeStyle = color;
-      context.lineWidth = width;
-      context.setLineDash(dash);
-      const x = (slot % place.columns) * (place.unit * layer.kernel[1] + GAP), y = Math.floor(slot / place.columns) * (place.unit * layer.kernel[0] + GAP);
-      context.strokeRect(x, y, place.unit * layer.kernel[1], place.unit * layer.kernel[0]);
-    };
-    for (const { canvas } of grids) {
-      const context = canvas.getContext("2d");
-      slots.forEach((channel, slot) => { if (pinned.has(`${layer.name}:${channel}`)) box(context, slot, this.colors.accent, [], 2); });
-      if (document.activeElement === canvas) box(context, cursor.slot, this.colors.ink, [3, 2], 2);
+  drawGrid(figure, { maps, ...drawing }) {
+    const { layer, slots, place: { columns, unit }, ui } = this, [caption, { firstChild: canvas }, bar] = figure.children;
+    this.paint(canvas, layer, slots.map((channel) => pick(layer, maps, channel)), unit, { columns, ...drawing });
+    canvas.setAttribute("aria-label", `Maps of ${slots.length} channels of ${layer.name}, ${drawing.title}, sorted by ${ui.sort.selectedOptions[0].text}`);
+    caption.textContent = drawing.title;
+    bar.replaceChildren(...legend(drawing));
+  }
+
+  /** Frames around the maps of pinned channels, and the one that the keys are at. */
+  drawBoxes() {
+    const { layer, slots, cursor, place: { columns, unit } } = this, [tall, wide] = layer.kernel.map((side) => side * unit), gap = unit / STEP;
+    const pinned = this.pins.flatMap((pin) => (pin.layer === layer && slots.includes(pin.channel) ? [slots.indexOf(pin.channel)] : []));
+    for (const { firstChild: canvas, lastChild: boxes } of this.ui.grids.querySelectorAll("figure:not([hidden]) .kv-grid")) {
+      const frame = (slot, kind) => box(canvas, kind, (slot % columns) * (wide + gap), Math.floor(slot / columns) * (tall + gap), wide, tall);
+      boxes.replaceChildren(...pinned.map((slot) => frame(slot, "kv-pinned")), frame(cursor.slot, "kv-cursor"));
     }
   }
 
-  point(canvas, event) {
-    const { place, layer } = this, box = canvas.getBoundingClientRect();
-    const x = (event.clientX - box.left) * (canvas.clientWidth / box.width), y = (event.clientY - box.top) * (canvas.clientHeight / box.height);
-    const across = place.unit * layer.kernel[1] + GAP, down = place.unit * layer.kernel[0] + GAP;
-    const column = Math.floor(x / across), row = Math.floor(y / down), slot = row * place.columns + column;
-    const [i, j] = [Math.floor((y - row * down) / place.unit), Math.floor((x - column * across) / place.unit)];
-    if (column >= place.columns || slot >= this.slots.length || slot < 0 || i >= layer.kernel[0] || j >= layer.kernel[1]) return false;
-    this.cursor = { slot, position: i * layer.kernel[1] + j };
+  point(event) {
+    if (!event.target.matches("canvas")) return false;
+    const { kernel, maps, columns, unit } = event.target.drawing, [x, y] = under(event);
+    const [tall, wide] = kernel.map((side) => unit * (side + 1 / STEP)), slot = Math.floor(y / tall) * columns + Math.floor(x / wide);
+    const row = Math.floor((y % tall) / unit), column = Math.floor((x % wide) / unit); // beyond the kernel: between two maps
+    if (slot >= maps.length || row >= kernel[0] || column >= kernel[1]) return false;
+    this.cursor = { slot, position: row * kernel[1] + column };
+    this.drawBoxes();
     this.say();
     return true;
   }
 
-  onGridKey(event) {
-    const { cursor, place, slots, layer, state } = this, positions = layer.kernel[0] * layer.kernel[1];
-    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: place.columns, ArrowUp: -place.columns };
-    if (event.key in steps) {
-      const next = cursor.slot + steps[event.key];
-      if (next >= 0 && next < slots.length) cursor.slot = next;
-      else this.set({ page: state.page + Math.sign(next) });
-    } else if (event.key === "[") cursor.position = (cursor.position + positions - 1) % positions;
-    else if (event.key === "]") cursor.position = (cursor.position + 1) % positions;
-    else if (event.key === "Enter" || event.key === " ") this.pin();
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-    this.drawMaps();
+  onGridKey({ key }) {
+    const { cursor, slots, state, place: { columns } } = this;
+    const next = cursor.slot + ({ ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[key] ?? 0);
+    if (next < 0 || next >= slots.length) this.set({ page: state.page + Math.sign(next) });
+    else if (next !== cursor.slot) cursor.slot = next;
+    else if (key === "Enter" || key === " ") this.pin();
+    else return this.onPositionKey({ key });
+    this.drawBoxes();
     this.say();
+    return true;
   }
 
   /** What is under the pointer, in words and numbers. */
   say() {
-    const { data, layer, cursor, first, second, values } = this, channel = this.slots[cursor.slot], p = cursor.position;
-    const at = p * layer.channels + channel, positions = layer.kernel[0] * layer.kernel[1];
-    const row = Math.floor(p / layer.kernel[1]) + 1, column = (p % layer.kernel[1]) + 1;
-    const { step } = (this.outcome ?? data).arrays[`attention/${layer.name}`];
-    const own = [`${first.name} ${fixed(values.a[at])} = ${fixed(values.a[at] * positions, 2)} × 1/${positions}`];
-    if (second) own.push(`${second.name} ${fixed(values.b[at])}`, `${first.name} − ${second.name} ${signed(values.difference[at])}`);
+    const { data, layer, cursor: { slot, position }, first, grids, outcome } = this, channel = this.slots[slot];
+    const values = grids.map(({ maps }) => maps[position * layer.channels + channel]);
+    const [own, other, difference] = grids.map(({ name, middle }, number) => `${name} ${middle ? fixed(values[number]) : signed(values[number])}`);
+    const share = data.row(this.shares, first.image)?.[channel], { step } = (outcome ?? data).arrays[`attention/${layer.name}`];
     const about = [`input dependence ${data.arrays[`dependence/${layer.name}`].data[channel].toFixed(3)}`,
-      `entropy ${data.entropies(layer, first.image, first.outcome)[channel].toFixed(3)}`];
-    if (second) about.push(`difference ${this.distances()[channel].toFixed(3)}`);
-    if (this.shares) about.push(`share ${(100 * valueAt(this.shares, first.image * layer.channels + channel)).toFixed(2)} %`);
-    const error = step / 2;
-    this.readout.replaceChildren(
-      h("b", {}, `${layer.name} · channel ${channel} · row ${row}, column ${column}`), h("br"), own.join(" · "), h("br"),
-      h("small", {}, `${about.join(" · ")} · attention to ±${error.toPrecision(1)}`));
+      `entropy ${data.look(layer, first).entropies[channel].toFixed(3)}`, this.distances && `difference ${this.distances[channel].toFixed(3)}`,
+      share !== undefined && `share ${(100 * share).toFixed(2)} %`, `attention to ±${(step / 2).toPrecision(1)}`];
+    report(this.ui.readout, `${layer.name} · channel ${channel} · ${place(layer, position)}`,
+      [`${own} = ${fixed(values[0] * layer.positions, 2)} × 1/${layer.positions}`, other, difference].filter(Boolean).join(" · "),
+      about.filter(Boolean).join(" · "));
+    this.sayPosition();
   }
+
+  turn(by) { this.set({ page: this.state.page + Number(by) }); }
 
   // -- pinned channels
 
@@ -858,72 +624,93 @@ class Explorer {
     this.set({ pins: (keys.includes(key) ? keys.filter((one) => one !== key) : [...keys, key]).join(" ") });
   }
 
+  unpin(key) {
+    this.togglePin(key);
+    (this.ui.pinList.querySelector("button") ?? this.ui.grids.querySelector("canvas")).focus(); // its own button is gone
+  }
+
+  goTo(layer) { this.set({ layer }); }
+
   drawPins() {
-    const { data, first, second } = this, images = this.inFilm.slice(0, PINNED_IMAGES);
-    while (this.pinList.children.length > this.pins.length) this.pinList.lastChild.remove();
-    while (this.pinList.children.length < this.pins.length) {
-      const go = h("button", { type: "button", class: "kv-plain" }), off = h("button", { type: "button" }, "Unpin");
-      const item = h("li", {}, h("div", { class: "kv-pin-head" }, go, off), h("canvas", { role: "img" }));
-      go.addEventListener("click", () => this.set({ layer: item.dataset.key.slice(0, item.dataset.key.lastIndexOf(":")) }));
-      off.addEventListener("click", () => this.togglePin(item.dataset.key));
-      this.pinList.append(item);
+    const { pins, ui: { pinList } } = this, keys = pins.map(({ key }) => key).join(" ");
+    pinList.parentElement.hidden = !pins.length;
+    if (pinList.dataset.keys !== keys) { // else the button that was pressed would be replaced
+      pinList.dataset.keys = keys;
+      pinList.replaceChildren(...pins.map(({ key, layer, channel }) => h("li", {},
+        h("div", { className: "kv-pin-head" },
+          h("button", { type: "button", className: "kv-plain", "data-act": "goTo", "data-of": layer.name }, `${layer.name} · channel ${channel}`),
+          h("button", { type: "button", "data-act": "unpin", "data-of": key, "aria-label": `Unpin ${layer.name}, channel ${channel}` }, "Unpin")),
+        h("div", { className: "kv-pin-maps" }))));
     }
-    this.pins.forEach(({ key, layer, channel }, number) => {
-      const item = this.pinList.children[number], [head, canvas] = item.children, { kernel } = layer;
-      const { low, high } = this.scaleOf(layer), colors = data.diverging, unit = Math.max(2, Math.floor(42 / Math.max(...kernel)));
-      item.dataset.key = key;
-      head.firstChild.textContent = `${layer.name} · channel ${channel}`;
-      head.lastChild.setAttribute("aria-label", `Unpin ${layer.name}, channel ${channel}`);
-      const a = data.map(layer, first.image, channel, first.outcome), b = second && data.map(layer, second.image, channel, second.outcome);
-      const wide = unit * kernel[1], tall = unit * kernel[0], small = Math.max(2, Math.floor(unit / 2)), top = 16;
-      const places = [{ x: 0, y: top, unit, values: a, low, high, colors }], names = [[0, "A"]];
-      if (second) {
-        const difference = a.map((value, p) => value - b[p]), most = farthest(difference);
-        places.push({ x: wide + 10, y: top, unit, values: b, low, high, colors }, { x: 2 * wide + 20, y: top, unit, values: difference, low: -most, high: most, colors });
-        names.push([wide + 10, second.name === "B" ? "B" : "before"], [2 * wide + 20, "difference"]);
-      }
-      const left = names.at(-1)[0] + wide + 24, across = small * kernel[1] + GAP;
-      const width = Math.max(left + across, Math.min(left + images.length * across, this.widths.pins - 26));
-      const fitting = images.slice(0, 2 * Math.max(1, Math.floor((width - left) / across)));
-      const columns = Math.max(1, Math.floor((width - left) / across));
-      fitting.forEach((image, place) => places.push({
-        x: left + (place % columns) * across, y: top + Math.floor(place / columns) * (small * kernel[0] + GAP), unit: small, low, high, colors,
-        values: data.map(layer, image, channel, this.outcome),
-      }));
-      names.push([left, `in ${fitting.length} of the images`]);
-      const context = paint(canvas, Math.floor(width), top + Math.max(tall, 2 * small * kernel[0] + GAP), kernel, places);
-      context.fillStyle = this.colors.ink;
-      context.font = "11px system-ui, sans-serif";
-      names.forEach(([x, text]) => context.fillText(text, x, 11));
-      canvas.setAttribute("aria-label", `Maps of channel ${channel} of ${layer.name}: A ${[...a].map((value) => fixed(value, 3)).join(" ")}`);
-    });
+    pins.forEach((pin, number) => pinList.children[number].lastChild.replaceChildren(...this.pinnedMaps(pin)));
+  }
+
+  /** The maps of a pinned channel in A, in B, their difference, and in the images of the film. */
+  pinnedMaps({ layer, channel }) {
+    const { data, first, second, outcome } = this, scale = this.scaleOf(layer), unit = unitFor(layer, 42);
+    const map = (who) => pick(layer, data.look(layer, who).maps, channel);
+    const figure = (values, title, name, colors = scale, size = unit) => {
+      const words = `${title}: ${[...values].map((value) => fixed(value)).join("  ")}`;
+      const canvas = h("canvas", { role: "img", title: words, "aria-label": words });
+      this.paint(canvas, layer, [values], size, { title: name, ...colors, write: null });
+      return h("figure", {}, h("figcaption", {}, title), canvas);
+    };
+    const a = map(first), b = second && map(second), difference = b?.map((value, p) => a[p] - value);
+    const others = this.inFilm.slice(0, PINNED_IMAGES).map((image) =>
+      figure(map({ image, outcome }), data.names[image], "", scale, STEP * Math.ceil(unit / STEP / 2)));
+    return [figure(a, first.name, `${layer.name}:${channel} ${first.name}`), b && figure(b, second.name, second.name),
+      b && figure(difference, "difference", "difference", around(0, difference, 0.001)),
+      h("div", {}, h("p", { className: "kv-note" }, `in ${others.length} of the images`), ...others)].filter(Boolean);
   }
 
   // -- kernel positions: attention beside what is used
 
   drawPositions() {
-    const { data, layer, position } = this, values = position?.arrays[`values/${layer.name}`];
-    const section = this.positionPanels.closest("section");
-    const who = [this.first, ...(this.state.b >= 0 ? [this.second] : [])];
-    const { even } = this.scaleOf(layer), positions = layer.kernel[0] * layer.kernel[1];
-    const means = who.map(({ image, outcome }) => data.mean(layer, image, outcome));
-    const reach = even * Math.max(0.01, ...means.flatMap((mean) => [...mean].map((value) => Math.abs(value / even - 1))));
-    const used = who.map(({ image }) => (values && image < values.shape[0] ? values.data.subarray(image * positions, (image + 1) * positions) : null));
-    const most = Math.max(1e-12, ...used.flatMap((one) => (one ? [...one].map(Math.abs) : [0])));
-    const panel = (title, map, low, high, middle, text) => {
-      const canvas = h("canvas", { role: "img", "aria-label": `${title}: ${[...map].map(text).join(" ")}` }), bar = h("div", { class: "kv-scale" });
-      paintNumbers(canvas, layer.kernel, map, low, high, data.diverging, text);
-      drawScale(bar, data.diverging, low, high, middle, "");
-      return h("figure", {}, h("figcaption", {}, title), canvas, bar);
+    const { data, layer, position, pictured, ui } = this, even = 1 / layer.positions;
+    const means = pictured.map((who) => data.look(layer, who).mean);
+    const used = pictured.map(({ image }) => data.row(position?.arrays[`values/${layer.name}`], image));
+    const attention = around(even, means.flatMap((mean) => [...mean]), even / 100);
+    const contribution = around(0, used.flatMap((values) => [...values ?? []]), 1e-12);
+    this.panels = pictured.flatMap(({ name }, number) => [
+      { title: `${name}: attention, mean of the channels`, maps: [means[number]], write: (value) => fixed(value, 3), ...attention },
+      used[number] && { title: `${name}: ${position.method}`, maps: [used[number]], write: (value) => brief(value, 2), ...contribution },
+    ].filter(Boolean));
+    ui.panels.replaceChildren(...this.panels.map((panel) => this.panel(panel)));
+    ui.positions.closest(".kv-controls").hidden = !position;
+    ui.positionNote.textContent = !position ? "This view has no position attributions: what a position is given is shown, not what is made of it."
+      : !used[0] ? `${position.method} has no values for this layer, or for A.`
+        : `Contribution to ${position.about}. Attention and contribution of A correlate by ${signed(correlation(means[0], used[0]), 2)}. ${position.note}`;
+    this.sayPosition();
+  }
+
+  panel(drawing) {
+    const { layer: { kernel }, data } = this, { title, maps: [values], write } = drawing;
+    const cell = (p) => {
+      const level = shade(values[p], drawing), ink = Math.abs(level - 127.5) < 70 ? "#111" : "#fff";
+      return h("td", { style: `background: ${css(data.colors.diverging[level])}; color: ${ink}`, "data-position": p }, write(values[p]));
     };
-    this.positionPanels.replaceChildren(...who.flatMap(({ name }, number) => [
-      panel(`${name}: attention, mean of the channels`, means[number], even - reach, even + reach, `1/${positions}`, (value) => fixed(value, 3)),
-      ...(used[number] ? [panel(`${name}: ${position.method}`, used[number], -most, most, "0", (value) => signed(value, Math.max(0, Math.min(6, 2 - Math.floor(Math.log10(most))))))] : []),
-    ]));
-    section.querySelector(".kv-controls").hidden = !position;
-    this.positionNote.textContent = !position ? "This view has no position attributions: what a position is given is shown, not what is made of it."
-      : !values ? `${position.method} has no values for this layer.`
-        : `Contribution to ${position.about}. ${used[0] ? `Attention and contribution of A correlate by ${signed(correlation(means[0], used[0]), 2)}. ` : ""}${position.note}`;
+    const rows = Array.from({ length: kernel[0] }, (_, row) =>
+      h("tr", {}, ...Array.from({ length: kernel[1] }, (_, column) => cell(row * kernel[1] + column))));
+    const table = Object.assign(h("table", { "aria-label": title }, h("tbody", {}, ...rows)), { drawing: { kernel, columns: 1, unit: 45, ...drawing } });
+    return h("figure", {}, h("figcaption", {}, title), table, h("div", { className: "kv-scale" }, ...legend(drawing)));
+  }
+
+  readPosition(position) {
+    this.cursor.position = position;
+    this.say();
+  }
+
+  onPositionKey({ key }) {
+    const { positions } = this.layer, by = { "[": positions - 1, "]": 1 }[key];
+    if (by) this.readPosition((this.cursor.position + by) % positions);
+    return Boolean(by);
+  }
+
+  sayPosition() {
+    const { layer, cursor: { position }, panels = [], ui } = this;
+    ui.panels.querySelectorAll("td").forEach((cell) => cell.classList.toggle("kv-at", Number(cell.dataset.position) === position));
+    report(ui.positionReadout, `${layer.name} · ${place(layer, position)}`, panels.map(({ title, maps: [values], middle }) =>
+      `${title} ${middle ? fixed(values[position], 5) : brief(values[position], 6)}`).join(" · "));
   }
 
   // -- the kernel
@@ -934,38 +721,49 @@ class Explorer {
     this.host.kernel.ask(message, buffers);
   }
 
-  async upload() {
-    const files = [...this.files.files];
+  intervene() {
+    const { kind, where, spot } = this.ui;
+    const layers = where.value === "layer" ? this.layer.name : "*";
+    this.ask({ ask: "intervene", kind: kind.value, layers, position: Number(spot.value), donor: this.state.b });
+  }
+
+  attribute() { this.ask({ ask: "attribute", method: this.ui.compute.value }); }
+
+  cancel() { this.host.kernel.ask({ ask: "cancel" }); }
+
+  chooseFiles() { this.ui.files.click(); }
+
+  async uploadFiles() {
+    const files = [...this.ui.files.files];
     if (!files.length) return;
     const contents = await Promise.all(files.map((file) => file.arrayBuffer()));
-    this.files.value = ""; // so that the same file can be given again
+    this.ui.files.value = ""; // so that the same file can be given again
     this.ask({ ask: "upload", names: files.map(({ name }) => name) }, contents);
   }
 
-  busy(on, text) {
-    this.work.hidden = !on;
-    this.workNote.textContent = text;
-    this.run.disabled = this.explain.disabled = on;
-    this.uploadButton.disabled = on || !this.host.kernel.abilities.uploads;
+  busy(on, text, done = 0, of = 1) {
+    const { work, run, explain, upload } = this.ui, [progress, note] = work.children;
+    work.hidden = !on;
+    note.textContent = text;
+    [progress.max, progress.value] = [of, done];
+    run.disabled = explain.disabled = on;
+    upload.disabled = on || !this.abilities.uploads;
   }
 
   /** What the kernel says. */
-  heard(message) {
-    if (message.say === "progress") {
-      this.busy(true, `${message.what}: ${message.done} of ${message.of}`);
-      [this.progress.max, this.progress.value] = [message.of, message.done];
-    } else {
-      this.busy(false, "");
-      this.tell(message.text, message.say === "error");
-      if (message.show) this.set(message.show);
-    }
+  heard({ say, what, done, of, text, show }) {
+    this.busy(say === "progress", `${what}: ${done} of ${of}`, done, of);
+    if (say === "progress") return;
+    this.tell(text, say === "error");
+    if (show) this.set(show);
   }
 
   tell(text, wrong = false) {
+    const { status } = this.ui;
     this.message = text;
-    this.status.textContent = text || this.summary;
-    this.status.setAttribute("role", wrong ? "alert" : "status");
-    this.status.classList.toggle("kv-wrong", wrong);
+    status.textContent = text || this.summary;
+    status.setAttribute("role", wrong ? "alert" : "status");
+    status.classList.toggle("kv-wrong", wrong);
   }
 
   // -- saving
@@ -981,171 +779,160 @@ class Explorer {
   }
 
   async save(kind) {
-    const { data, layer, state } = this;
-    const name = `${layer.name}-${data.names[state.a]}${state.b >= 0 ? `-${data.names[state.b]}` : ""}`.replace(/[^\w.-]+/g, "_").slice(0, 90);
-    const makers = { svg: () => this.svg(), png: () => this.png(), csv: () => this.csv(), npz: () => this.npz() };
+    const names = [this.layer.name, ...this.pictured.map(({ image }) => this.data.names[image])];
+    const download = `${names.join("-").replace(/[^\w.-]+/g, "_").slice(0, 90)}.${kind}`;
     try {
-      const content = await makers[kind]();
-      const url = URL.createObjectURL(content), link = h("a", { href: url, download: `${name}.${kind}` });
-      this.root.append(link);
-      link.click();
-      link.remove();
+      const url = URL.createObjectURL(await this[`make_${kind}`]());
+      h("a", { href: url, download }).click();
       setTimeout(() => URL.revokeObjectURL(url), 10_000);
-      this.tell(`Saved as ${name}.${kind}`);
+      this.tell(`Saved as ${download}`);
     } catch (error) {
       this.tell(`Cannot save: ${error.message}`, true);
     }
   }
 
-  /** The view as one drawing; images are embedded, maps are rectangles, text is text. */
-  async svg() {
-    const { data, layer, first, second, slots, place, values } = this, { kernel, channels } = layer, parts = [];
-    const text = (x, y, words, size = 13, more = "") => parts.push(`<text x="${x}" y="${y}" font-size="${size}" ${more}>${escape(words)}</text>`);
-    const map = (x, y, unit, pick, low, high, length = kernel[0] * kernel[1], width = kernel[1]) => {
-      for (let p = 0; p < length; p += 1) {
-        parts.push(`<rect x="${x + (p % width) * unit}" y="${y + Math.floor(p / width) * unit}" width="${unit}" height="${unit}" fill="${css(data.diverging, shade(pick(p), low, high))}"/>`);
-      }
-    };
-    text(0, 22, `Attention in ${layer.name}`, 20, 'font-weight="600"');
-    text(0, 44, `${data.title}; ${this.outcome ? `intervention: ${this.outcome.name}` : "the model's own attention"}; channels ${SORTS[this.state.sort] === "channel number" ? "by number" : `sorted by ${SORTS[this.state.sort]}`}`);
-    let left = 0;
-    for (const [who, { canvas }] of [[first, this.imageA], ...(this.state.b >= 0 ? [[second, this.imageB]] : [])]) {
-      text(left, 72, `${who.name}: ${data.describe(who.image)}`.slice(0, 60), 13, 'font-weight="600"');
-      parts.push(`<image x="${left}" y="80" width="150" height="${150 * canvas.height / canvas.width}" href="${canvas.toDataURL("image/png")}"/>`);
-      this.ranking(who.image).forEach(({ index, now, before, label }, line) => {
-        const y = 92 + 30 * line;
-        text(left + 162, y, `${now.toFixed(2)} ${data.className(index)}${label ? " (true)" : ""}${before === undefined || before === null ? "" : `, before ${before.toFixed(2)}`}`, 12);
-        parts.push(`<rect x="${left + 162}" y="${y + 5}" width="180" height="6" fill="#ddd"/><rect x="${left + 162}" y="${y + 5}" width="${180 * now}" height="6" fill="#0072b2"/>`);
-      });
-      left += 440;
-    }
-    data.layers.forEach((one, number) => {
-      const mean = data.mean(one, first.image, first.outcome), even = 1 / mean.length, reach = Math.max(0.01, ...mean.map((v) => Math.abs(v / even - 1)));
-      const x = number * 66, unit = 42 / Math.max(...one.kernel);
-      map(x, 262, unit, (p) => mean[p], even * (1 - reach), even * (1 + reach), mean.length, one.kernel[1]);
-      text(x, 318, one.name.split(".").slice(0, 2).join("."), 10, one === layer ? 'font-weight="700"' : "");
-    });
-    const { low, high, even } = this.scaleOf(layer), most = second ? farthest(values.difference) : 0;
-    const grids = [[first.name, values.a, low, high, `1/${Math.round(1 / even)}`], ...(second ? [[second.name, values.b, low, high, `1/${Math.round(1 / even)}`], [`${first.name} − ${second.name}`, values.difference, -most, most, "0"]] : [])];
-    const across = place.columns * (place.unit * kernel[1] + GAP) + 30, down = Math.ceil(slots.length / place.columns) * (place.unit * kernel[0] + GAP);
-    grids.forEach(([name, maps, least, greatest, middle], number) => {
-      const x0 = number * across;
-      text(x0, 352, name, 13, 'font-weight="600"');
-      slots.forEach((channel, slot) => map(x0 + (slot % place.columns) * (place.unit * kernel[1] + GAP), 362 + Math.floor(slot / place.columns) * (place.unit * kernel[0] + GAP),
-        place.unit, (p) => maps[p * channels + channel], least, greatest));
-      for (let level = 0; level < 64; level += 1) parts.push(`<rect x="${x0 + level * 3}" y="${372 + down}" width="3.2" height="10" fill="${css(data.diverging, level * 4 + 2)}"/>`);
-      text(x0, 398 + down, fixed(least, 3), 11);
-      text(x0 + 96, 398 + down, middle, 11, 'text-anchor="middle"');
-      text(x0 + 192, 398 + down, fixed(greatest, 3), 11, 'text-anchor="end"');
-    });
-    const width = Math.max(880, grids.length * across, data.layers.length * 66), height = 420 + down;
-    return new Blob([`<svg xmlns="http://www.w3.org/2000/svg" width="${width + 40}" height="${height + 40}" viewBox="-20 -20 ${width + 40} ${height + 40}" font-family="system-ui, sans-serif" fill="#1a1a1a">`
-      + `<rect x="-20" y="-20" width="${width + 40}" height="${height + 40}" fill="#fff"/>${parts.join("")}</svg>`], { type: "image/svg+xml" });
-  }
+  make_svg() { return new Blob([svgOf(this)], { type: "image/svg+xml" }); }
 
-  async png() {
-    const bytes = await (await this.svg()).text();
-    const picture = h("img", { src: `data:image/svg+xml;charset=utf-8,${encodeURIComponent(bytes)}` });
+  async make_png() {
+    const picture = h("img", { src: `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgOf(this))}` });
     await picture.decode();
     const canvas = h("canvas", { width: 2 * picture.naturalWidth, height: 2 * picture.naturalHeight });
     canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
     return new Promise((resolve) => { canvas.toBlob(resolve, "image/png"); });
   }
 
-  csv() {
-    const { data, layer, first, second, values } = this, quote = (word) => `"${String(word).replace(/"/g, '""')}"`;
-    const rows = ["image,name,quantity,layer,channel,row,column,class,value"];
-    for (const [who, maps] of [[first, values.a], ...(second ? [[second, values.b]] : [])]) {
-      const start = `${quote(who.name)},${quote(data.names[who.image])}`;
-      maps.forEach((value, index) => {
-        const p = Math.floor(index / layer.channels);
-        rows.push(`${start},attention,${quote(layer.name)},${index % layer.channels},${Math.floor(p / layer.kernel[1])},${p % layer.kernel[1]},,${value.toFixed(6)}`);
-      });
-      data.probabilities(who.image, who.outcome)?.forEach((value, index) =>
-        rows.push(`${start},probability,,,,,${quote(data.className(index))},${value.toFixed(6)}`));
-    }
-    return new Blob([`${rows.join("\n")}\n`], { type: "text/csv" });
+  /** All numbers of the view: {name, of, quantity, layer, axes, shape, values}. */
+  numbers() {
+    const { data, layer, first, second, attribution, position } = this;
+    return [first, second].filter(Boolean).flatMap((who) => {
+      const of = who.name, cells = data.row(attribution?.arrays.percent, who.image), used = data.row(position?.arrays[`values/${layer.name}`], who.image);
+      const probabilities = data.row((who.outcome ?? data).arrays.probabilities, who.image), { scale, percent } = attribution?.arrays ?? {};
+      const values = cells && Float32Array.from(cells, (code) => (code - 100) * scale.data[who.image] / 100);
+      return [
+        { quantity: "attention", layer: layer.name, axes: ["row", "column", "channel"], shape: [...layer.kernel, layer.channels], values: data.look(layer, who).maps },
+        { quantity: "probability", axes: ["class"], shape: [probabilities?.length], values: probabilities },
+        { quantity: "attribution", method: attribution?.method, axes: ["row", "column"], shape: percent?.shape.slice(1), values },
+        { quantity: "contribution", method: position?.method, layer: layer.name, axes: ["row", "column"], shape: layer.kernel, values: used },
+      ].filter((one) => one.values).map((one) => ({ ...one, of, image: data.names[who.image] }));
+    });
   }
 
-  npz() {
-    const { data, layer, first, second, values } = this, shape = [...layer.kernel, layer.channels];
-    const files = { attention_a: npy(values.a, shape), channel_order: npy(Int32Array.from(this.order()), [layer.channels]) };
-    if (second) Object.assign(files, { attention_b: npy(values.b, shape), difference: npy(values.difference, shape) });
-    for (const [name, who] of [["a", first], ["b", second]]) {
-      const probabilities = who && data.probabilities(who.image, who.outcome);
-      if (probabilities) files[`probabilities_${name}`] = npy(probabilities, [probabilities.length]);
-    }
-    return new Blob([zip(files)], { type: "application/zip" });
+  make_csv() {
+    const { classes } = this.data, columns = ["of", "image", "quantity", "method", "layer", "row", "column", "channel", "class", "value"];
+    const quote = (word) => (/[",\n]/.test(word) ? `"${word.replace(/"/g, '""')}"` : word ?? "");
+    const lines = this.numbers().flatMap(({ axes, shape, values, ...about }) => Array.from(values, (value, index) => {
+      const entry = { ...about, value: String(Number(value.toPrecision(6))) };
+      for (let axis = axes.length - 1, rest = index; axis >= 0; rest = Math.floor(rest / shape[axis]), axis -= 1) entry[axes[axis]] = rest % shape[axis];
+      if ("class" in entry) entry.class = classes[entry.class];
+      return columns.map((name) => quote(entry[name])).join(",");
+    }));
+    return new Blob([columns.join(","), "\n", lines.join("\n"), "\n"], { type: "text/csv" });
+  }
+
+  make_npz() {
+    const files = { channel_order: npy(Int32Array.from(this.order()), [this.layer.channels]) };
+    for (const { of, quantity, shape, values } of this.numbers()) files[`${quantity}_${of === "A" ? "a" : of === "B" ? "b" : "before"}`] = npy(values, shape);
+    if (this.second) files.difference = npy(this.grids[2].maps, [...this.layer.kernel, this.layer.channels]);
+    return zip(files);
   }
 }
 
-function drawScale(bar, colors, low, high, middle, unit) {
-  const stops = Array.from({ length: 17 }, (_, i) => css(colors, Math.min(255, i * 16)));
-  const key = `${low} ${high} ${middle} ${unit}`;
-  if (bar.dataset.key === key) return;
-  bar.dataset.key = key;
-  const strip = h("i");
-  strip.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-  bar.replaceChildren(strip, h("span", {}, fixed(low, 3)), h("span", { class: "kv-middle" }, middle), h("span", {}, fixed(high, 3)), h("em", {}, unit));
+// -------------------------------------------------------------------------------------------------- files of a view
+
+/** The view as one drawing: images are embedded, maps are rectangles, text is text. */
+function svgOf(explorer) {
+  const { data, state, form, layer, outcome, pictured, ui } = explorer;
+  const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), bold = { "font-weight": 600 };
+  const width = 1160, end = { "text-anchor": "end" }, middle = { "text-anchor": "middle" };
+  let [x, y, tallest] = [0, 20, 0];
+  const set = (element, attributes) => Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
+  const add = (tag, attributes, words = "") => {
+    const element = svg.appendChild(document.createElementNS(space, tag));
+    set(element, attributes);
+    element.append(words);
+  };
+  const text = (left, base, words, size = 11, more = {}) => add("text", { x: left, y: base, "font-size": size, ...more }, words);
+  const below = (gap) => { [x, y, tallest] = [0, y + tallest + gap, 0]; };
+  const room = (wide, tall) => { // beside what is there, or below it
+    if (x > 0 && x + wide > width) below(14);
+    const place = [x, y];
+    [x, tallest] = [x + wide + 18, Math.max(tallest, tall)];
+    return place;
+  };
+  const squares = (left, top, unit, { kernel, low, high }, values) => values.forEach((value, p) => add("rect", {
+    x: left + (p % kernel[1]) * unit, y: top + Math.floor(p / kernel[1]) * unit, width: unit, height: unit,
+    fill: css(data.colors.diverging[shade(value, { low, high })]),
+  }));
+  const draw = (drawing) => {
+    const { title, kernel, maps, columns, unit, low, high, write, about } = drawing;
+    const [down, across] = kernel.map((side) => unit * (side + 1 / STEP)), tall = down * Math.ceil(maps.length / columns);
+    const [left, top] = room(Math.max(across * Math.min(columns, maps.length), 6 * title.length, write ? 180 : 0), tall + (write ? 56 : 14));
+    text(left, top + 9, title, 11, bold);
+    maps.forEach((values, slot) => squares(left + (slot % columns) * across, top + 14 + Math.floor(slot / columns) * down, unit, drawing, values));
+    if (!write) return;
+    squares(left, top + 20 + tall, 3, { kernel: [3, 60], low, high }, Array.from({ length: 180 }, (_, i) => low + (high - low) * (i % 60) / 59));
+    [[0, write(low), {}], [90, middleOf(drawing), middle], [180, write(high), end]].forEach(([at, words, more]) =>
+      text(left + at, top + 41 + tall, words, 11, more));
+    text(left + 90, top + 54 + tall, about ?? "", 11, middle);
+  };
+
+  add("rect", { x: -20, y: -20, width: "100%", height: "100%", fill: "#fff" });
+  text(0, y, `Attention in ${layer.name}`, 20, bold);
+  text(0, y + 22, `${data.title}; ${outcome ? `intervention: ${outcome.name}` : "the model's own attention"}; sorted by ${ui.sort.selectedOptions[0].text}`);
+  below(50);
+  pictured.forEach(({ name, image }, number) => {
+    const [left, top] = room(440, 170), [picture, overlay] = ui.pair.children[number].querySelector(".kv-picture").children;
+    const frame = { x: left, y: top + 8, width: 150, height: 150 };
+    text(left, top, `${name}: ${data.about[image]}`.slice(0, 60), 13, bold);
+    add("image", { ...frame, href: picture.src ?? "" });
+    if (!overlay.hidden) add("image", { ...frame, href: overlay.toDataURL(), opacity: state.opacity / 100 });
+    explorer.ranking(image).forEach(({ title, text: words, now }, line) => {
+      const bar = { x: left + 162, y: top + 25 + 30 * line, height: 6 };
+      text(bar.x, bar.y - 5, `${title} ${words}`);
+      add("rect", { ...bar, width: 180, fill: "#ddd" });
+      add("rect", { ...bar, width: 180 * now, fill: "#0072b2" });
+    });
+  });
+  for (const section of form.querySelectorAll("section")) {
+    const shown = [...section.querySelectorAll("canvas, table")].filter((one) => one.drawing?.title && one.offsetParent);
+    if (!shown.length) continue;
+    below(32);
+    text(0, y, section.getAttribute("aria-label"), 14, bold);
+    y += 12;
+    shown.forEach(({ drawing }) => draw(drawing));
+  }
+  const size = { width: width + 40, height: y + tallest + 40 };
+  set(svg, { ...size, viewBox: `-20 -20 ${size.width} ${size.height}`, "font-family": "system-ui, sans-serif", fill: "#1a1a1a" });
+  return new XMLSerializer().serializeToString(svg);
 }
 
-function correlation(x, y) {
-  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length, [a, b] = [mean(x), mean(y)];
-  const sum = (f) => x.reduce((total, _, i) => total + f(x[i] - a, y[i] - b), 0);
-  return sum((u, v) => u * v) / (Math.sqrt(sum((u) => u * u) * sum((_, v) => v * v)) || 1);
-}
+const u16 = (...values) => new Uint8Array(Uint16Array.from(values).buffer);
+const u32 = (...values) => new Uint8Array(Uint32Array.from(values).buffer);
 
-// ---------------------------------------------------------------------------------------------- numpy's file formats
-
-/** A typed array as the bytes of an .npy file. */
+/** A typed array as an .npy file. */
 function npy(values, shape) {
   const type = values instanceof Int32Array ? "<i4" : "<f4";
   const text = `{'descr': '${type}', 'fortran_order': False, 'shape': (${shape.join(", ")},), }`;
   const head = `${text.padEnd(Math.ceil((text.length + 11) / 64) * 64 - 11)}\n`;
-  const bytes = new Uint8Array(10 + head.length + values.byteLength);
-  bytes.set([0x93, 78, 85, 77, 80, 89, 1, 0, head.length & 255, head.length >> 8]);
-  bytes.set(new TextEncoder().encode(head), 10);
-  bytes.set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength), 10 + head.length);
-  return bytes;
+  return new Blob([Uint8Array.of(0x93), "NUMPY", Uint8Array.of(1, 0), u16(head.length), head, values]);
 }
 
-/** A zip archive whose files are stored as they are. */
-function zip(files) {
+/** A zip archive. The browser's gzip gives the compressed bytes, between 10 of its own and the checksum and size. */
+async function zip(files) {
   const local = [], central = [];
   let offset = 0;
   for (const [name, content] of Object.entries(files)) {
-    const title = new TextEncoder().encode(`${name}.npy`), head = new DataView(new ArrayBuffer(26));
-    head.setUint16(0, 20, true); // version; flags, method and time stay 0
-    head.setUint16(8, 0x21, true); // the first of January 1980
-    [[10, crc32(content)], [14, content.length], [18, content.length]].forEach(([at, value]) => head.setUint32(at, value, true));
-    head.setUint16(22, title.length, true);
-    const fields = new Uint8Array(head.buffer), entry = new Uint8Array(46 + title.length);
-    entry.set([0x50, 0x4b, 1, 2, 20, 0]);
-    entry.set(fields, 6);
-    new DataView(entry.buffer).setUint32(42, offset, true);
-    entry.set(title, 46);
-    central.push(entry);
-    local.push(Uint8Array.of(0x50, 0x4b, 3, 4), fields, title, content);
-    offset += 30 + title.length + content.length;
+    const title = new TextEncoder().encode(`${name}.npy`);
+    const gzip = await new Response(content.stream().pipeThrough(new CompressionStream("gzip"))).arrayBuffer();
+    const packed = new Uint8Array(gzip, 10, gzip.byteLength - 18), [checksum, size] = new Uint32Array(gzip.slice(-8));
+    // Version, flags, method (deflated), time, date (the first of January 1980); checksum, sizes; lengths of the names.
+    const fields = [u16(20, 0, 8, 0, 0x21), u32(checksum, packed.length, size), u16(title.length, 0)];
+    local.push(u32(0x04034b50), ...fields, title, packed);
+    central.push(u32(0x02014b50), u16(20), ...fields, u16(0, 0, 0), u32(0, offset), title);
+    offset += 30 + title.length + packed.length;
   }
-  const end = new DataView(new ArrayBuffer(22)), size = central.reduce((sum, entry) => sum + entry.length, 0);
-  end.setUint32(0, 0x06054b50, true);
-  [8, 10].forEach((at) => end.setUint16(at, central.length, true));
-  end.setUint32(12, size, true);
-  end.setUint32(16, offset, true);
-  const parts = [...local, ...central, new Uint8Array(end.buffer)];
-  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  parts.reduce((at, part) => { whole.set(part, at); return at + part.length; }, 0);
-  return whole;
-}
-
-function crc32(bytes) {
-  let crc = ~0;
-  for (const byte of bytes) {
-    crc ^= byte;
-    for (let bit = 0; bit < 8; bit += 1) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
-  }
-  return ~crc >>> 0;
+  const size = central.reduce((sum, part) => sum + part.length, 0), many = Object.keys(files).length;
+  return new Blob([...local, ...central, u32(0x06054b50), u16(0, 0, many, many), u32(size, offset), u16(0)]);
 }
 
 // ------------------------------------------------------------------------------------------------------- two homes
@@ -1154,32 +941,28 @@ const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ??
 
 /** In a notebook: anywidget calls this. */
 function render({ model, el }) {
-  const root = h("div");
+  const root = h("div", {}, document.createRange().createContextualFragment(model.get("frame")));
   el.append(root);
+  let kept;
   const explorer = new Explorer(root, {
     state: model.get("state"),
-    keep: (state) => { model.set("state", state); model.save_changes(); },
+    keep: (state) => {
+      kept = state;
+      model.set("state", state);
+      model.save_changes();
+    },
     kernel: { abilities: model.get("abilities"), ask: (message, buffers) => model.send(message, undefined, buffers) },
   });
-  const load = () => explorer.load([model.get("view_data"), ...model.get("extra_data")].map(bytesOf))
-    .catch((error) => explorer.tell(`Cannot show this view: ${error.message}`, true));
+  const load = () => explorer.open([model.get("view_data"), ...model.get("extra_data")].map(bytesOf));
   let loading = load();
-  const reload = () => { loading = loading.then(load); };
-  const hear = (message) => { loading = loading.then(() => explorer.heard(message)); };
-  const follow = () => {
-    const state = { ...START, ...model.get("state") };
-    if (explorer.data && Object.keys(START).some((name) => state[name] !== explorer.state[name])) {
-      explorer.state = state;
-      explorer.draw();
-    }
+  const handlers = {
+    "change:view_data change:extra_data": () => { loading = loading.then(load); },
+    "change:state": () => explorer.data && model.get("state") !== kept && explorer.show(model.get("state")),
+    "msg:custom": (message) => { loading = loading.then(() => explorer.heard(message)); },
   };
-  model.on("change:view_data change:extra_data", reload);
-  model.on("change:state", follow);
-  model.on("msg:custom", hear);
+  Object.entries(handlers).forEach(([event, handler]) => model.on(event, handler));
   return () => {
-    model.off("change:view_data change:extra_data", reload);
-    model.off("change:state", follow);
-    model.off("msg:custom", hear);
+    Object.entries(handlers).forEach(([event, handler]) => model.off(event, handler));
     explorer.close();
   };
 }
@@ -1188,7 +971,7 @@ function render({ model, el }) {
 function mount(root, number) {
   const prefix = number ? `#explorer${number + 1}?` : "#explorer?";
   const read = () => (location.hash.startsWith(prefix) ? Object.fromEntries(new URLSearchParams(location.hash.slice(prefix.length))) : null);
-  const packs = [...root.querySelectorAll("script")].map((script) => Uint8Array.from(atob(script.textContent.trim()), (sign) => sign.charCodeAt(0)));
+  const packs = [...root.querySelectorAll("script")].map(({ textContent }) => Uint8Array.from(atob(textContent.trim()), (sign) => sign.charCodeAt(0)));
   const explorer = new Explorer(root, {
     state: read() ?? JSON.parse(root.dataset.state || "{}"),
     keep: (state) => {
@@ -1196,15 +979,9 @@ function mount(root, number) {
       try { history.replaceState(null, "", address); } catch { location.hash = address; }
     },
     link: () => location.href,
-    kernel: null,
   });
-  window.addEventListener("hashchange", () => {
-    const state = read();
-    if (!state || !explorer.data) return;
-    explorer.state = { ...START, ...state };
-    explorer.draw();
-  });
-  explorer.load(packs).catch((error) => explorer.tell(`Cannot show this view: ${error.message}`, true));
+  window.addEventListener("hashchange", () => explorer.data && read() && explorer.show(read()));
+  explorer.open(packs);
 }
 
 document.querySelectorAll("[data-kaviz-explorer]").forEach(mount);
