@@ -431,7 +431,8 @@ seed, and was not measured; notebooks/11_detection.ipynb does the same on a smal
 
 Data are voc:PATH (JPEGImages/, Annotations/, ImageSets/Main/; or images/, annotations/, train.txt, val.txt) or
 coco:PATH (annotations/instances_train*.json, instances_val*.json, train*/, val*/). OUT gets last.safetensors and
-summary.json, with COCO's average precision of the test images; the same command shows it again.
+summary.json, with COCO's average precision of the test images; the same command goes on with a training that was
+interrupted, and shows the result of a finished one.
 """
 
 

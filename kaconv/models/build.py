@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kaconv.data.preprocessing import IMAGENET
+from kaconv.data.preprocessing import IMAGENET, Preprocessing
 from kaconv.layers import KAConv2d
 from kaconv.models.classifier import Classifier, initialise_linear
 from kaconv.models.registry import BUILDERS, OWN_BUILDERS, PLAIN, check_name
@@ -42,7 +42,7 @@ def build_model(name: str, num_classes: int | None = None, **options: Any) -> nn
 def _build_own(name: str, num_classes: int, options: dict[str, Any]) -> Classifier:
     model = BUILDERS[name](num_classes=num_classes, **options)
     _initialise(model)
-    model.default_cfg = model.pretrained_cfg = _data_config(name, model)
+    describe_data(model, name, IMAGENET.at(32 if "_cifar" in name else None))
     return model
 
 
@@ -56,18 +56,18 @@ def _initialise(model: nn.Module) -> None:
             initialise_linear(module)
 
 
-def _data_config(name: str, model: Classifier) -> dict[str, Any]:
-    """What timm asks a model for: the paper's preprocessing, and where the input and the classes are."""
-    side = 32 if "_cifar" in name else IMAGENET.image_size
-    return {
+def describe_data(model: Classifier, name: str, preprocessing: Preprocessing) -> None:
+    """Say in a model what timm asks it for: its preprocessing, and where the input and the classes are."""
+    side = preprocessing.image_size
+    model.default_cfg = model.pretrained_cfg = {
         "architecture": name,
         "num_classes": model.num_classes,
         "input_size": (3, side, side),
         "pool_size": (side // model.feature_info[-1]["reduction"],) * 2,
-        "interpolation": IMAGENET.interpolation,
-        "crop_pct": IMAGENET.image_size / IMAGENET.resize,
-        "mean": tuple(IMAGENET.mean),
-        "std": tuple(IMAGENET.std),
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": side / preprocessing.resize,
+        "mean": tuple(preprocessing.mean),
+        "std": tuple(preprocessing.std),
         "first_conv": model.first_conv,
         "classifier": model.head,
     }

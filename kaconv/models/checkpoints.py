@@ -14,7 +14,8 @@ from safetensors.torch import save
 from torch import nn
 
 from kaconv.data.preprocessing import Preprocessing
-from kaconv.models.build import OPTIONS, build_model
+from kaconv.models.build import OPTIONS, build_model, describe_data
+from kaconv.models.classifier import Classifier
 from kaconv.models.registry import check_name, register_builder
 from kaconv.models.weights import list_weights, weights_path
 from kaconv.utils.files import replacing
@@ -157,9 +158,12 @@ class _Facts:
 
 def _build(facts: _Facts, path: Path, **options: Any) -> nn.Module:
     try:
-        return build_model(facts.name, num_classes=len(facts.classes), **(facts.options | options))
+        model = build_model(facts.name, num_classes=len(facts.classes), **(facts.options | options))
     except TypeError as error:  # of an option that its builder does not know
         raise ValueError(f"{path}: {facts.name} cannot be built with {facts.options | options}: {error}") from None
+    if isinstance(model, Classifier):
+        describe_data(model, facts.name, facts.preprocessing)
+    return model
 
 
 def _load_weights(model: nn.Module, facts: _Facts, tensors: dict[str, torch.Tensor], path: Path) -> None:

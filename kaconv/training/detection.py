@@ -7,24 +7,25 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from kaconv.data.detection import DetectionBundle, collate, load_detection
+from kaconv.data.detection import DetectionBundle, Target, collate, load_detection
 from kaconv.data.preprocessing import Preprocessing
 from kaconv.inference.detection import DetectionEvaluation, average_precision, evaluate_detector
 from kaconv.models import detector, register_builder
 from kaconv.models.checkpoints import load_checkpoint, save_checkpoint
 from kaconv.models.dense import DETECTORS, NORMS, STRIDES
+from kaconv.training.batches import SeededPictures, StepBatches
 from kaconv.training.config import SCHEDULES
+from kaconv.training.run import holding
+from kaconv.training.state import remove_states, save_state, take_up_newest_state
 from kaconv.utils.checks import (
     MOST_PICTURES,
     MOST_PIXELS,
@@ -39,12 +40,14 @@ from kaconv.utils.checks import (
 )
 from kaconv.utils.files import write_json
 from kaconv.utils.provenance import provenance
+from kaconv.utils.seeds import mixed_seed
 
 BUILDER = "kaconv.models.dense:detector"  # in a checkpoint, the model's name
-CHECKPOINT, SUMMARY = "last.safetensors", "summary.json"
+CONFIG, CHECKPOINT, SUMMARY = "config.json", "last.safetensors", "summary.json"
 # Of an image: those of torchvision's references for COCO, 0.02 for 16, 0.01 for 16, 0.15 for 192.
 LEARNING_RATES = {"faster_rcnn": 0.02 / 16, "retinanet": 0.01 / 16, "ssdlite": 0.15 / 192}
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+SAVE_MINUTES = 5  # from one state of an epoch to the next: no more is lost
 LARGEST_GRADIENT = 10.0  # its norm is clipped there: a new detector's first losses can be huge
 WARMUP_STEPS, WARMUP_SHARE = 1000, 0.1  # the learning rate grows over a tenth of all steps, but no more than these
 _RULES = {
@@ -113,14 +116,16 @@ def train_detector(config: DetectionConfig, *, progress: bool = True) -> Detecti
     """Train a detector into the folder `config.out`, or return the finished training of the same config there.
 
     SGD with momentum; the learning rate warms up linearly and falls to zero along a cosine; gradients are clipped. Test
-    images are looked at once, after the last epoch. The folder gets last.safetensors, which
-    `load_checkpoint(path, "kaconv.models.dense:detector")` reads, and summary.json.
+    images are looked at once, after the last epoch. The folder gets config.json, last.safetensors, which
+    `load_checkpoint(path, "kaconv.models.dense:detector")` reads, and summary.json. Its state is saved every five
+    minutes and after each epoch: a training of the same config that was interrupted goes on there, and ends with the
+    same weights as one that was not (bit for bit on a CPU).
 
     Args:
         progress: show bars, where somebody watches, and a line for each epoch.
 
     Raises:
-        ValueError: for a bad config, an annotation that cannot be read, or a folder with something else.
+        ValueError: for a bad config, an annotation that cannot be read, or a folder with something else or in use.
         FileNotFoundError: for missing data or weights.
         FloatingPointError: if the loss is no longer finite.
         ModuleNotFoundError: if what measures average precision is not installed.
@@ -130,6 +135,8 @@ def train_detector(config: DetectionConfig, *, progress: bool = True) -> Detecti
         return finished
     average_precision([], [])  # what it lacks, it says before the work
     data = load_detection(config.data, crop=config.detector == "ssdlite")
+    if len(data.train) < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is more than the {len(data.train)} training images")
     torch.manual_seed(config.seed)
     model = detector(
         config.backbone,
@@ -141,52 +148,119 @@ def train_detector(config: DetectionConfig, *, progress: bool = True) -> Detecti
         trainable_layers=config.trainable_layers,
     )
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    began = time.perf_counter()
-    losses = _train(model.to(device), data, config, progress)
-    tested = evaluate_detector(model, data.test, workers=config.workers, progress=progress)
-    summary = _summary(config, data, losses, tested) | {"seconds": time.perf_counter() - began}
-    _save(model, data, config, summary)
+    training = _Training(model.to(device), data, config, progress)
+    with holding(Path(config.out)) as held:
+        if not held:
+            raise ValueError(f"{config.out} is in use by another training; wait for its end or choose another folder")
+        training.train()
+        began = time.perf_counter()
+        tested = evaluate_detector(model, data.test, workers=config.workers, progress=progress)
+        seconds = training.seconds + time.perf_counter() - began
+        summary = _summary(config, data, training.losses, tested) | {"seconds": seconds}
+        _save(model, data, config, summary)
+        remove_states(Path(config.out))
     return DetectionRun(model.cpu().eval(), summary)
 
 
-def _train(model: nn.Module, data: DetectionBundle, config: DetectionConfig, progress: bool) -> list[float]:
-    """Mean loss of each epoch."""
-    if len(data.train) < config.batch_size:
-        raise ValueError(f"batch_size {config.batch_size} is more than the {len(data.train)} training images")
-    device = next(model.parameters()).device
-    loader: DataLoader = DataLoader(
-        data.train,
-        batch_size=config.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=config.workers,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    lr = config.lr or LEARNING_RATES[config.detector] * config.batch_size
-    optimizer = SGD(trained, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    schedule = LambdaLR(optimizer, partial(_share_of_peak, steps=config.epochs * len(loader)))
-    means = []
-    model.train()
-    for epoch in range(1, config.epochs + 1):
-        found = []
-        description = f"epoch {epoch}/{config.epochs}"
-        for images, targets in tqdm(loader, description, unit="step", leave=False, disable=None if progress else True):
-            there = [{name: value.to(device) for name, value in target.items()} for target in targets]
-            loss = sum(model([image.to(device) for image in images], there).values())
-            if not math.isfinite(value := loss.item()):
-                raise FloatingPointError(f"the loss became {value} in epoch {epoch}; try a smaller lr than {lr:g}")
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, LARGEST_GRADIENT)
-            optimizer.step()
-            schedule.step()
-            found.append(value)
-        means.append(sum(found) / len(found))
-        if progress:
-            print(f"{description}: loss {means[-1]:.3f}", flush=True)
-    return means
+class _Training:
+    """What a training holds. What is random in it follows from seed, epoch and step: nothing of it has to be restored.
+
+    Args:
+        losses: the mean of each epoch.
+        seconds: of all steps so far, those before an interruption, too.
+    """
+
+    def __init__(self, model: nn.Module, data: DetectionBundle, config: DetectionConfig, progress: bool) -> None:
+        self.model, self.config, self.progress = model, config, progress
+        self.device = next(model.parameters()).device
+        self.batches = StepBatches(len(data.train), config.batch_size, config.seed)
+        self.loader: DataLoader = DataLoader(
+            SeededPictures(data.train, config.seed),
+            batch_sampler=self.batches,
+            num_workers=config.workers,
+            collate_fn=_without_index,
+        )
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.peak = config.lr or LEARNING_RATES[config.detector] * config.batch_size
+        self.optimizer = SGD(self.trained, lr=self.peak, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        self.losses: list[float] = []
+        self.totals = torch.zeros(3, dtype=torch.float64)  # of the epoch so far: loss, nothing, steps
+        self.seconds = 0.0
+        self.last_saved = time.monotonic()
+
+    def train(self) -> None:
+        """All steps, or those that are left after the newest state."""
+        folder = Path(self.config.out)
+        position = take_up_newest_state(folder, self._restore)
+        write_json(folder / CONFIG, asdict(self.config))
+        first_epoch, first_step = position or (1, 0)
+        if position and first_epoch <= self.config.epochs and self.progress:
+            print(f"{folder}: going on with epoch {first_epoch}, step {first_step + 1}", flush=True)
+        self.model.train()
+        for epoch in range(first_epoch, self.config.epochs + 1):
+            self._epoch(epoch, first_step if epoch == first_epoch else 0)
+
+    def _epoch(self, epoch: int, first_step: int) -> None:
+        self.batches.epoch, self.batches.first_step = epoch, first_step
+        description = f"epoch {epoch}/{self.config.epochs}"
+        hidden = None if self.progress else True
+        bar = tqdm(self.loader, description, unit="step", leave=False, disable=hidden)
+        began, before = time.perf_counter(), self.seconds
+        for step, (images, targets) in enumerate(bar, first_step + 1):
+            self.totals += torch.tensor([self._step(epoch, step, images, targets), 0, 1])
+            self.seconds = before + time.perf_counter() - began
+            if step < self.batches.steps and time.monotonic() - self.last_saved >= 60 * SAVE_MINUTES:
+                self._save(epoch, step)
+        self.losses.append(float(self.totals[0] / self.totals[2]))
+        self.totals = torch.zeros_like(self.totals)
+        self._save(epoch + 1, 0)
+        if self.progress:
+            print(f"{description}: loss {self.losses[-1]:.3f}", flush=True)
+
+    def _step(self, epoch: int, step: int, images: list[Tensor], targets: list[Target]) -> float:
+        torch.manual_seed(mixed_seed(self.config.seed, epoch, step))  # detectors draw from what they are compared with
+        done = (epoch - 1) * self.batches.steps + step - 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak * _share_of_peak(done, self.config.epochs * self.batches.steps)
+        there = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
+        loss = sum(self.model([image.to(self.device) for image in images], there).values())
+        if not math.isfinite(value := loss.item()):
+            raise FloatingPointError(f"the loss became {value} in epoch {epoch}; try a smaller lr than {self.peak:g}")
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trained, LARGEST_GRADIENT)
+        self.optimizer.step()
+        return value
+
+    def _save(self, epoch: int, step: int) -> None:
+        """What `_restore` needs to go on with the step of an epoch that comes after `step`."""
+        state = {
+            "epoch": epoch,
+            "step": step,
+            "history": json.dumps(self.losses),
+            "totals": self.totals,
+            "epoch_seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None,
+            "scaler": None,
+        }
+        save_state(Path(self.config.out), state)
+        self.last_saved = time.monotonic()
+
+    def _restore(self, state: dict[str, Any]) -> tuple[int, int]:
+        """Take up a state; the epoch to go on with, and how many of its steps are done."""
+        epoch, step, losses = state["epoch"], state["step"], json.loads(state["history"])
+        if epoch > self.config.epochs + 1 or step >= self.batches.steps or len(losses) != epoch - 1:
+            raise ValueError(f"there is no epoch {epoch}, step {step + 1} in this training")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses, self.totals, self.seconds = losses, state["totals"], state["epoch_seconds"]
+        return epoch, step
+
+
+def _without_index(samples: list[tuple[Tensor, Target, int]]) -> tuple[list[Tensor], list[Target]]:
+    return collate([(image, target) for image, target, _ in samples])
 
 
 def _share_of_peak(step: int, steps: int) -> float:
@@ -225,19 +299,20 @@ def _save(model: nn.Module, data: DetectionBundle, config: DetectionConfig, summ
 
 
 def _finished(config: DetectionConfig) -> DetectionRun | None:
+    """The finished training of this config in its folder; ValueError if the folder holds another one."""
     folder = Path(config.out)
     if file := file_in_the_way(folder):
         raise ValueError(f"out {config.out!r} cannot be a folder: {file} is a file")
-    if not (folder / SUMMARY).is_file():
+    if not (folder / CONFIG).is_file():
         if (folder / CHECKPOINT).exists():
             raise ValueError(f"{folder / CHECKPOINT} is of another training; choose another folder")
         return None
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        there = summary["config"]
+        there = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         same = {**there, "workers": config.workers, "out": config.out} == asdict(config)
-    except (ValueError, KeyError, TypeError):
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).is_file() else None
+    except (ValueError, TypeError):
         same = False
     if not same:
         raise ValueError(f"{folder} holds another training; choose another folder")
-    return DetectionRun(load_checkpoint(folder / CHECKPOINT, BUILDER).model, summary)
+    return summary and DetectionRun(load_checkpoint(folder / CHECKPOINT, BUILDER).model, summary)

@@ -3,6 +3,7 @@ import timm
 import timm.data
 import torch
 import torchvision
+from PIL import Image
 from torch import fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -10,6 +11,7 @@ from kaconv import KAConv1d, KAConv3d, create_model, list_models, register
 from kaconv.layers import KAConv2d
 
 NAME = "ka_resnet11_cifar_l"
+PRETRAINED = "ka_mobilenetv2_050_l"  # weights of it come with the package
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,16 +40,67 @@ def test_a_model_is_the_same_as_kaconv_s(build):
     ("build", "wanted"),
     [(timm.create_model, {"pretrained": True}), (torchvision.models.get_model, {"weights": "DEFAULT"})],
 )
-def test_pretrained_weights_are_refused(build, wanted):
-    with pytest.raises(ValueError, match=rf"{NAME} has no pretrained weights .*weights=PATH\) loads a checkpoint"):
+def test_pretrained_weights_that_there_are_not_are_refused(build, wanted):
+    with pytest.raises(ValueError, match=rf"^{NAME} has no pretrained weights in .*weights=PATH\) loads a checkpoint$"):
         build(NAME, **wanted)
+    assert build(PRETRAINED).num_classes == 1000
+
+
+@pytest.mark.parametrize(
+    ("build", "wanted"),
+    [
+        (timm.create_model, {"pretrained": True, "pretrained_cfg": "imagenet"}),
+        (timm.create_model, {"pretrained": True, "pretrained_cfg": {"file": "weights.pt"}}),
+        (torchvision.models.get_model, {"weights": "IMAGENET1K_V1"}),
+        (torchvision.models.get_model, {"weights": torchvision.models.ResNet50_Weights.DEFAULT}),
+    ],
+)
+def test_an_unknown_tag_is_told_the_known_ones(build, wanted):
+    with pytest.raises(ValueError, match=rf"^{PRETRAINED} has no pretrained weights of that tag, only imagenette; "):
+        build(PRETRAINED, **wanted)
+
+
+def test_timm_loads_the_packaged_weights():
+    expected = create_model(PRETRAINED, weights="imagenette")
+    assert timm.list_pretrained("ka_*") == [f"{PRETRAINED}.imagenette"]
+    for name in (PRETRAINED, f"{PRETRAINED}.imagenette"):
+        assert_same(timm.create_model(name, pretrained=True), expected)
+    model = timm.create_model(PRETRAINED, pretrained=True, num_classes=3)
+    assert model.get_classifier().out_features == 3
+    assert_same(model.features, expected.features)
+    assert timm.create_model(PRETRAINED, pretrained=True, num_classes=0)(torch.zeros(2, 3, 32, 32)).shape == (2, 1280)
+    levels = timm.create_model(PRETRAINED, pretrained=True, features_only=True)
+    assert torch.equal(levels.model.features[0][0].weight, expected.features[0][0].weight)
+    config = timm.data.resolve_data_config(model=model)
+    assert (config["input_size"], config["crop_pct"]) == ((3, 96, 96), 96 / 110)
+    described = timm.get_pretrained_cfg(PRETRAINED)
+    assert (described.tag, described.num_classes, described.input_size) == ("imagenette", 10, (3, 96, 96))
+
+
+def test_torchvision_loads_the_packaged_weights():
+    expected = create_model(PRETRAINED, weights="imagenette")
+    weights = torchvision.models.get_model_weights(PRETRAINED)
+    for given in (weights.DEFAULT, weights.IMAGENETTE, "DEFAULT", "IMAGENETTE", f"{PRETRAINED}_Weights.IMAGENETTE"):
+        assert_same(torchvision.models.get_model(PRETRAINED, weights=given), expected)
+    found = weights.DEFAULT.get_state_dict(progress=False)
+    assert all(torch.equal(value, found[key]) for key, value in expected.state_dict().items())
+    assert weights.DEFAULT.meta["categories"][0] == "tench"
+    assert weights.DEFAULT.transforms()(Image.new("RGB", (200, 100))).shape == (3, 96, 96)
+    with pytest.raises(ValueError, match=r"with 10 classes, not of .* with 3 classes"):
+        torchvision.models.get_model(PRETRAINED, weights="DEFAULT", num_classes=3)
+
+
+def assert_same(model, expected):
+    found = model.state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    assert all(torch.equal(value, found[key]) for key, value in expected.state_dict().items())
 
 
 @pytest.mark.parametrize(("name", "side"), [(NAME, 32), ("ka_mobilenetv2_050_l", 224)])
 def test_timm_finds_the_preprocessing(name, side):
     config = timm.data.resolve_data_config(model=timm.create_model(name))
     assert config["input_size"] == (3, side, side)
-    assert config["crop_pct"] == 224 / 256
+    assert config["crop_pct"] == pytest.approx(224 / 256, abs=0.015)  # in whole pixels
     assert config["mean"] == pytest.approx((0.485, 0.456, 0.406))
 
 

@@ -16,6 +16,7 @@ from kaconv.inference.detection import evaluate_detector
 from kaconv.models.checkpoints import load_checkpoint
 from kaconv.training import detection
 from kaconv.training.detection import DetectionConfig, train_detector
+from kaconv.training.run import holding
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,55 @@ def test_its_checkpoint_detects_the_same(trained):
 
 def test_a_finished_training_is_not_repeated(trained, monkeypatch):
     config, run = trained
-    monkeypatch.setattr(detection, "_train", None)
+    monkeypatch.setattr(detection, "_Training", None)
     again = train_detector(replace(config, workers=1))
     assert again.summary == run.summary
     with pytest.raises(ValueError, match="holds another training"):
         train_detector(replace(config, seed=1))
+
+
+@pytest.mark.parametrize("done", [3, 4, 6])
+def test_an_interrupted_training_goes_on(trained, tmp_path, monkeypatch, capsys, done):
+    """Within an epoch, at its end, and after the last step."""
+    config = replace(trained[0], out=str(tmp_path / "run"))
+    steps = []
+    real = detection._Training._step
+
+    def step(self, *args):
+        if len(steps) == done:
+            raise KeyboardInterrupt
+        steps.append(args[:2])
+        return real(self, *args)
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detection, "SAVE_MINUTES", 0)
+        patch.setattr(detection._Training, "_step", step)
+        patch.setattr(detection, "evaluate_detector", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_detector(config, progress=False)
+    assert list(tmp_path.glob("run/state-*.pt"))
+    with pytest.raises(ValueError, match="holds another training"):
+        train_detector(replace(config, seed=1))
+    assert steps == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)][:done]
+    run = train_detector(config)
+    assert ("going on with epoch" in capsys.readouterr().out) == (done < 6)
+    assert run.summary["losses"] == trained[1].summary["losses"]
+    expected = trained[1].model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in run.model.state_dict().items())
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "last.safetensors",
+        "summary.json",
+    ]
+
+
+def test_a_folder_in_use_is_refused(trained, tmp_path):
+    config = replace(trained[0], out=str(tmp_path / "run"))
+    with holding(tmp_path / "run"), pytest.raises(ValueError, match="in use by another training"):
+        train_detector(config, progress=False)
 
 
 def test_the_command_shows_it(trained, capsys):
@@ -89,7 +134,7 @@ def test_a_bad_config_writes_nothing(trained, tmp_path, changes, message):
 def test_a_loss_that_is_no_number_ends_it(trained, tmp_path):
     with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1; try a smaller lr than 1e"):
         train_detector(replace(trained[0], out=str(tmp_path / "new"), lr=1e30), progress=False)
-    assert not (tmp_path / "new").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
 
 
 def test_another_training_s_weights_are_not_replaced(trained, tmp_path):
