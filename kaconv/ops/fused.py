@@ -167,7 +167,7 @@ def infer(
     taps_type: type[Taps],
     taps: Taps | None = None,
 ) -> Tensor:
-    """The output without a gradient, batch norm being folded into scale and shift; taps: of all of x, where they are."""
+    """The output, without a gradient: batch norm is folded into scale and shift. taps: those of all of x, if any."""
     parts = [x]
     if taps is None and _takes_samples_apart(attention_generator):
         parts = x.split(taps_type.samples_at_once(x, weight, geometry))
