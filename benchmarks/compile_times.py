@@ -42,8 +42,8 @@ def main() -> None:
                 mode = "training" if training else "inference"
                 row = {"model": model, "name": name, "mode": mode, "image_size": size, "batch_size": BATCH_SIZE}
                 rows.append(row | {"seconds": seconds, "processor_seconds": processor_seconds})
+                write_json(arguments.out, {"rows": rows, "provenance": provenance()})
                 print(f"{name:24} {mode:10} {processor_seconds:6.1f} s of the processor, {seconds:6.1f} s", flush=True)
-    write_json(arguments.out, {"rows": rows, "provenance": provenance()})
 
 
 def _in_its_own_process(name: str, size: int, training: bool) -> tuple[float, float]:

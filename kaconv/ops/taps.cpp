@@ -24,6 +24,7 @@ struct Problem {
     const void* weight;  // (G, K, out_group, in_group); with depthwise planes, the caller scales by it
     const void* weight_transposed;  // (G, in_group, K, out_group), for gradients
     void* z;             // (G, K, out_group, N, plane) or null: then the maps are computed here
+    void* kept;          // without z: null, or of `kept_size`, where `pooled` leaves its maps for `aggregate`
 
     int64_t positions() const { return kernel[0] * kernel[1]; }
     int64_t channels() const { return groups * out_group; }
@@ -593,8 +594,8 @@ void gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<T>& 
 // ---- the pooled maps and the weighted sum --------------------------------------------------------------------------
 //
 // Both walk the output in blocks of a few vectors, make a block of each map in registers and use it at once. What the
-// maps are made from is in one of three classes: Depthwise, Grouped, Stored. Each has, for one sample and one group,
-//   rows(): the channels of the group; a tile is of kRows of them, while there are as many, or of one
+// maps are made from is in one of four classes: Depthwise, Grouped, Kept, Stored. Each has, for one sample and one group,
+//   rows(): the channels of the group; a tile is of 8, 4 or one of them, of one alone without kManyRows
 //   tile(k, channel, o, z): z_k of a tile, at kVectors vectors of output places from place o on
 // Places are output pixels, row by row; a row may have more places than pixels, and what these hold is dropped.
 
@@ -675,13 +676,21 @@ struct Places {
     int64_t size() const { return vectors * Vector<T>::lanes; }
 };
 
+// How many rows or columns further a position reads, in planes of every stride-th row and column.
+int64_t reach(const Problem& p, int axis, int64_t tap) { return tap * p.dilation[axis] / p.stride[axis]; }
+
+template <typename T>
+Places<T> places_of(const Problem& p, int64_t multiple) {
+    return Places<T>(p, p.width + reach(p, 1, p.kernel[1] - 1), multiple);
+}
+
 // The input planes of a group, with zeros around them. With a stride they come apart into planes of every stride-th row
 // and column, so that each position reads neighbouring places from neighbouring inputs.
 template <typename T>
 class Padded {
   public:
     Padded(const Problem& p, int64_t multiple)
-        : p_(p), places_(p, p.width + reach(p, 1, p.kernel[1] - 1), multiple),
+        : p_(p), places_(places_of<T>(p, multiple)),
           rows_(p.height + reach(p, 0, p.kernel[0] - 1)),
           channel_(p.stride[0] * p.stride[1] * rows_ * places_.pitch),
           values_(p.in_group * channel_ + places_.size()) {
@@ -710,7 +719,6 @@ class Padded {
     const T* seen(int64_t k, int64_t ci) const { return values_.data() + ci * channel_ + offsets_[k]; }
 
   private:
-    static int64_t reach(const Problem& p, int axis, int64_t tap) { return tap * p.dilation[axis] / p.stride[axis]; }
     // Every stride-th column from column `first` on, as far as there are any.
     void copy_row(const T* from, int64_t first, T* to) const {
         const int64_t step = p_.stride[1], begin = first >= 0 ? 0 : (-first + step - 1) / step;
@@ -736,7 +744,8 @@ class Padded {
 
 template <typename T>
 struct Depthwise : Padded<T> {  // the maps are the input; the caller scales by the weight
-    static constexpr int kRows = 1, kVectors = 4;
+    static constexpr bool kManyRows = false;
+    static constexpr int kVectors = 4;
     explicit Depthwise(const Problem& p) : Padded<T>(p, kVectors) {}
     int64_t rows() const { return 1; }
     template <int ROWS>
@@ -745,14 +754,30 @@ struct Depthwise : Padded<T> {  // the maps are the input; the caller scales by 
     }
 };
 
+// The kept maps of a group, (K, out_group, places), if any.
+template <typename T>
+T* kept_maps(const Problem& p, int64_t n, int64_t g, int64_t places) {
+    return p.kept ? static_cast<T*>(p.kept) + (n * p.groups + g) * p.positions() * p.out_group * places : nullptr;
+}
+
 template <typename T>
 struct Grouped : Padded<T> {
-    static constexpr int kRows = 8, kVectors = 2;
+    static constexpr bool kManyRows = true;
+    static constexpr int kVectors = 2;
     explicit Grouped(const Problem& p) : Padded<T>(p, kVectors) {}
     int64_t rows() const { return this->p_.out_group; }
     void load(int64_t n, int64_t g) {
         Padded<T>::load(n, g);
         weight_ = static_cast<const T*>(this->p_.weight) + g * this->p_.positions() * rows() * this->p_.in_group;
+        kept_ = kept_maps<T>(this->p_, n, g, this->places().size());
+    }
+    // Leaves a tile for `Kept`, where that is wanted.
+    template <int ROWS>
+    void keep_tile(int64_t k, int64_t channel, int64_t o, const Vec<T> (&z)[ROWS][kVectors]) const {
+        if (!kept_) return;
+        T* to = kept_ + (k * rows() + channel) * this->places().size() + o;
+        for (int r = 0; r < ROWS; ++r)
+            for (int u = 0; u < kVectors; ++u) at(to + r * this->places().size() + u * Vector<T>::lanes) = z[r][u];
     }
     template <int ROWS>
     void tile(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
@@ -771,12 +796,43 @@ struct Grouped : Padded<T> {
 
   private:
     const T* weight_ = nullptr;
+    T* kept_ = nullptr;
 };
+
+// The maps that `pooled` has left: reading them costs less than the products of many channels.
+template <typename T>
+class Kept {
+  public:
+    static constexpr bool kManyRows = true;
+    static constexpr int kVectors = Grouped<T>::kVectors;
+    explicit Kept(const Problem& p) : p_(p), places_(places_of<T>(p, kVectors)) {}
+    const Places<T>& places() const { return places_; }
+    int64_t groups() const { return p_.groups; }
+    int64_t rows() const { return p_.out_group; }
+    void load(int64_t n, int64_t g) { maps_ = kept_maps<T>(p_, n, g, places_.size()); }
+    template <int ROWS>
+    void tile(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
+        const T* from = maps_ + (k * rows() + channel) * places_.size() + o;
+        for (int r = 0; r < ROWS; ++r)
+            for (int u = 0; u < kVectors; ++u) z[r][u] = at(from + r * places_.size() + u * Vector<T>::lanes);
+    }
+
+  private:
+    const Problem& p_;
+    Places<T> places_;
+    const T* maps_ = nullptr;
+};
+
+template <typename T>
+int64_t kept_size(const Problem& p) {
+    return p.samples * p.positions() * p.channels() * places_of<T>(p, Grouped<T>::kVectors).size();
+}
 
 template <typename T>
 class Stored {  // maps that the caller has; every channel is a group of its own
   public:
-    static constexpr int kRows = 1, kVectors = 4;
+    static constexpr bool kManyRows = false;
+    static constexpr int kVectors = 4;
     explicit Stored(const Problem& p) : p_(p), places_(p, p.width, kVectors), from_(p.positions()) {
         inside_.assign(p.positions() * places_.vectors, 0);
         for (int64_t k = 0; k < p.positions(); ++k) {
@@ -825,44 +881,54 @@ class Stored {  // maps that the caller has; every channel is a group of its own
     std::vector<std::vector<T>> copies_;
 };
 
-// Calls f(rows, channel) for tiles of channels, rows being a constant.
+// Calls f(rows, channel) for tiles of the channels [first, last), rows being a constant.
 template <typename Maps, typename F>
-void for_each_tile(const Maps& maps, F f) {
-    int64_t channel = 0;
-    if constexpr (Maps::kRows > 1) {
-        for (; channel + 8 <= maps.rows(); channel += 8) f(std::integral_constant<int, 8>(), channel);
-        for (; channel + 4 <= maps.rows(); channel += 4) f(std::integral_constant<int, 4>(), channel);
+void for_each_tile(int64_t first, int64_t last, F f) {
+    if constexpr (Maps::kManyRows) {
+        for (; first + 8 <= last; first += 8) f(std::integral_constant<int, 8>(), first);
+        for (; first + 4 <= last; first += 4) f(std::integral_constant<int, 4>(), first);
     }
-    for (; channel < maps.rows(); ++channel) f(std::integral_constant<int, 1>(), channel);
+    for (; first < last; ++first) f(std::integral_constant<int, 1>(), first);
 }
 
-// What the threads of a pass have for themselves.
+// What a thread works on: the channels [first, last) of a group of one sample.
 template <typename T>
-struct Scratch {
+struct Share {
+    int64_t n, g, first, last;
     std::vector<T> sums, scale, shift, attention;
 
-    // A group's share (K, rows) of coefficients (K, channels), side by side: apart, they may fall on one line of the cache.
-    static void take(const T* from, int64_t positions, int64_t channels, int64_t rows, std::vector<T>& to) {
-        to.resize(positions * rows);
-        for (int64_t k = 0; k < positions; ++k)
-            for (int64_t channel = 0; channel < rows; ++channel) to[k * rows + channel] = from[k * channels + channel];
+    int64_t rows() const { return last - first; }
+    // Coefficients (K, C) as (K, rows), side by side: apart, they may fall on one line of the cache.
+    void take(const Problem& p, const T* from, std::vector<T>& to) const {
+        to.resize(p.positions() * rows());
+        from += g * (p.z ? 1 : p.out_group) + first;
+        for (int64_t k = 0; k < p.positions(); ++k)
+            for (int64_t row = 0; row < rows(); ++row) to[k * rows() + row] = from[k * p.channels() + row];
     }
 };
 
-// Calls f(maps, scratch, n, c) for every sample and group, side by side; c is the group's first channel.
+// Calls f(maps, share) for every sample and group, side by side; there are parts of groups where those are few.
 template <typename T, typename Maps, typename F>
-void for_each_map_group(const Problem& p, const T* scale, const T* shift, F f) {
+void for_each_share(const Problem& p, const T* scale, const T* shift, F f) {
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1)
     {
         Maps maps(p);
-        Scratch<T> scratch;
+        Share<T> share;
+        const int64_t items = p.samples * maps.groups(), tiles = (maps.rows() + 7) / 8;
+        // Parts of kept maps share nothing, and their sums are to stay in the cache.
+        const int64_t wanted = std::is_same_v<Maps, Kept<T>> ? tiles : (p.threads + items - 1) / items;
+        const int64_t parts = std::clamp<int64_t>(wanted, 1, tiles);
 #pragma omp for schedule(static)
-        for (int64_t item = 0; item < p.samples * maps.groups(); ++item) {
-            const int64_t n = item / maps.groups(), g = item % maps.groups(), c = g * maps.rows();
-            maps.load(n, g);
-            scratch.take(scale + c, p.positions(), p.channels(), maps.rows(), scratch.scale);
-            scratch.take(shift + c, p.positions(), p.channels(), maps.rows(), scratch.shift);
-            f(maps, scratch, n, c);
+        for (int64_t item = 0; item < items * parts; ++item) {
+            const int64_t part = item % parts;
+            share.n = item / parts / maps.groups();
+            share.g = item / parts % maps.groups();
+            share.first = part * tiles / parts * 8;
+            share.last = std::min((part + 1) * tiles / parts * 8, maps.rows());
+            share.take(p, scale, share.scale);
+            share.take(p, shift, share.shift);
+            maps.load(share.n, share.g);
+            f(maps, share);
         }
     }
 }
@@ -872,30 +938,31 @@ void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
     constexpr int64_t lanes = Vector<T>::lanes;
     constexpr int vectors = Maps::kVectors;
     const Range<T> range(cap);
-    for_each_map_group<T, Maps>(p, scale, shift, [&](const Maps& maps, Scratch<T>& scratch, int64_t n, int64_t c) {
-        const int64_t rows = maps.rows();
-        scratch.sums.assign(p.positions() * rows * lanes, T(0));  // a vector for each position and channel
+    for_each_share<T, Maps>(p, scale, shift, [&](const Maps& maps, Share<T>& share) {
+        share.sums.assign(p.positions() * share.rows() * lanes, T(0));  // a vector for each position and channel
         for (int64_t v = 0; v < maps.places().vectors; v += vectors) {
             typename Lanes<T>::type counted[vectors];
             for (int u = 0; u < vectors; ++u) counted[u] = lanes_of<T>(maps.places().counted[v + u]);
             for (int64_t k = 0; k < p.positions(); ++k)
-                for_each_tile(maps, [&](auto tile_rows, int64_t channel) {
-                    Vec<T> z[tile_rows][vectors];
+                for_each_tile<Maps>(share.first, share.last, [&](auto rows, int64_t channel) {
+                    Vec<T> z[rows][vectors];
                     maps.tile(k, channel, v * lanes, z);
-                    for (int r = 0; r < tile_rows; ++r) {
-                        const int64_t i = k * rows + channel + r;
+                    if constexpr (std::is_same_v<Maps, Grouped<T>>) maps.keep_tile(k, channel, v * lanes, z);
+                    for (int r = 0; r < rows; ++r) {
+                        const int64_t i = k * share.rows() + channel - share.first + r;
                         Vec<T> sum{};
                         for (int u = 0; u < vectors; ++u)
-                            sum += keep<T>(range.clamp(scratch.scale[i] * z[r][u] + scratch.shift[i]), counted[u]);
-                        at(scratch.sums.data() + i * lanes) += sum;
+                            sum += keep<T>(range.clamp(share.scale[i] * z[r][u] + share.shift[i]), counted[u]);
+                        at(share.sums.data() + i * lanes) += sum;
                     }
                 });
         }
+        T* to = q + share.n * p.positions() * p.channels() + share.g * maps.rows() + share.first;
         for (int64_t k = 0; k < p.positions(); ++k)
-            for (int64_t channel = 0; channel < rows; ++channel) {
+            for (int64_t row = 0; row < share.rows(); ++row) {
                 T sum = 0;
-                for (int64_t l = 0; l < lanes; ++l) sum += scratch.sums[(k * rows + channel) * lanes + l];
-                q[(n * p.positions() + k) * p.channels() + c + channel] = sum / p.pixels();
+                for (int64_t l = 0; l < lanes; ++l) sum += share.sums[(k * share.rows() + row) * lanes + l];
+                to[k * p.channels() + row] = sum / p.pixels();
             }
     });
 }
@@ -905,32 +972,30 @@ void aggregate(const Problem& p, const T* scale, const T* shift, const T* attent
     constexpr int64_t lanes = Vector<T>::lanes;
     constexpr int vectors = Maps::kVectors;
     const Range<T> range(cap);
-    for_each_map_group<T, Maps>(p, scale, shift, [&](const Maps& maps, Scratch<T>& scratch, int64_t n, int64_t c) {
-        const int64_t rows = maps.rows(), size = maps.places().vectors * lanes;
-        const T* of_group = attention + n * p.positions() * p.channels() + c;
-        scratch.take(of_group, p.positions(), p.channels(), rows, scratch.attention);
-        scratch.sums.resize(rows * size);
+    for_each_share<T, Maps>(p, scale, shift, [&](const Maps& maps, Share<T>& share) {
+        const int64_t size = maps.places().size();
+        share.take(p, attention + share.n * p.positions() * p.channels(), share.attention);
+        share.sums.resize(share.rows() * size);
         for (int64_t v = 0; v < maps.places().vectors; v += vectors)
-            for_each_tile(maps, [&](auto tile_rows, int64_t channel) {
-                Vec<T> sums[tile_rows][vectors] = {};
+            for_each_tile<Maps>(share.first, share.last, [&](auto rows, int64_t channel) {
+                Vec<T> sums[rows][vectors] = {};
                 for (int64_t k = 0; k < p.positions(); ++k) {
-                    Vec<T> z[tile_rows][vectors];
+                    Vec<T> z[rows][vectors];
                     maps.tile(k, channel, v * lanes, z);
-                    for (int r = 0; r < tile_rows; ++r) {
-                        const int64_t i = k * rows + channel + r;
+                    for (int r = 0; r < rows; ++r) {
+                        const int64_t i = k * share.rows() + channel - share.first + r;
                         for (int u = 0; u < vectors; ++u)
-                            sums[r][u] +=
-                                scratch.attention[i] * range.clamp(scratch.scale[i] * z[r][u] + scratch.shift[i]);
+                            sums[r][u] += share.attention[i] * range.clamp(share.scale[i] * z[r][u] + share.shift[i]);
                     }
                 }
-                for (int r = 0; r < tile_rows; ++r)
+                for (int r = 0; r < rows; ++r)
                     for (int u = 0; u < vectors; ++u)
-                        at(scratch.sums.data() + (channel + r) * size + (v + u) * lanes) = sums[r][u];
+                        at(share.sums.data() + (channel - share.first + r) * size + (v + u) * lanes) = sums[r][u];
             });
-        T* to = out + (n * p.channels() + c) * p.pixels();
-        for (int64_t channel = 0; channel < rows; ++channel)
+        T* to = out + ((share.n * maps.groups() + share.g) * maps.rows() + share.first) * p.pixels();
+        for (int64_t channel = 0; channel < share.rows(); ++channel)
             for (int64_t row = 0; row < p.height; ++row, to += p.width)
-                copy<lanes>(scratch.sums.data() + channel * size + row * maps.places().pitch, p.width, to);
+                copy<lanes>(share.sums.data() + channel * size + row * maps.places().pitch, p.width, to);
     });
 }
 
@@ -945,12 +1010,14 @@ template <typename T>
 void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
     if (p.z) aggregate<T, Stored<T>>(p, scale, shift, attention, cap, out);
     else if (p.depthwise()) aggregate<T, Depthwise<T>>(p, scale, shift, attention, cap, out);
+    else if (p.kept) aggregate<T, Kept<T>>(p, scale, shift, attention, cap, out);
     else aggregate<T, Grouped<T>>(p, scale, shift, attention, cap, out);
 }
 
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                                               \
+    extern "C" int64_t kept_size_##NAME(const Problem* p) { return kept_size<T>(*p); }                                \
     extern "C" void moments_##NAME(const Problem* p, double* sum, double* squares) { moments<T>(*p, sum, squares); }   \
     extern "C" void pooled_##NAME(const Problem* p, const T* scale, const T* shift, T cap, T* q) {                    \
         pooled<T>(*p, scale, shift, cap, q);                                                                          \
