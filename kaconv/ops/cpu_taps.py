@@ -1,8 +1,8 @@
 """The passes of a fused KAConv on the CPU: taps.cpp, and PyTorch's matrix products where the channels are many.
 
-With many channels in a group the K·C maps of all samples of a chunk are one matrix product in a scratch buffer that is
-used again and again; with few (grouped and depthwise), the compiled passes make the maps of one group at a time in the
-processor's cache.
+With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
+again, made by PyTorch's matrix product, or at inference by the compiled pass that pools them. With few (grouped and
+depthwise), the compiled passes make the maps of one group at a time in the processor's cache.
 """
 
 import ctypes
