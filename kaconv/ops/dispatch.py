@@ -142,7 +142,7 @@ def _is_transformed() -> bool:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether PyTorch records what is done with x, by other means than torch.compile."""
+    """True if PyTorch records what is done with x, by other means than torch.compile."""
     return torch.jit.is_tracing() or _get_current_dispatch_mode() is not None or type(x) not in (Tensor, nn.Parameter)
 
 
