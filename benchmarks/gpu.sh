@@ -4,10 +4,19 @@
 #   benchmarks/gpu.sh [FOLDER]
 #
 # First the kernels' tests on the device: without them no time means anything. Then `kaconv bench` in bfloat16,
-# channels_last, 256 images at a time: the backends and the peers, then the compiled models. What was measured by the
-# time a step's limit ends is in FOLDER (default benchmarks/results/gpu), as JSON and as text. It installs nothing: it
-# takes .venv where there is one, else PYTHON or python3, which must have torch and pytest.
+# channels_last, 256 images at a time: the backends and the peers, then the compiled models. Last a short search for the
+# kernels' tile sizes: kaconv/ops/tiles/sm_XY.json, which the kernels read from then on, and which is to be committed.
+# What was measured by the time a step's limit ends is in FOLDER (default benchmarks/results/gpu), as JSON and as text.
+# It installs nothing: it takes .venv where there is one, else PYTHON or python3, which must have torch and pytest.
 set -uo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"
+    exit
+fi
+if [[ ${1:-} == -* || $# -gt 1 ]]; then
+    echo "gpu.sh: takes one folder or --help, not: $*" >&2
+    exit 2
+fi
 cd "$(dirname "$0")/.." || exit 1
 folder=${1:-benchmarks/results/gpu}
 python=${PYTHON:-python3}
@@ -42,7 +51,12 @@ for model in ka_resnet50_l ka_resnext50_32x4d_l ka_mobilenetv2_100_l; do
     measure "$model" 70 --models "$model"
 done
 for model in ka_resnet50_l ka_mobilenetv2_100_l; do
-    measure "$model-compiled" 110 --models "$model" --variants fused fused-compiled
+    measure "$model-compiled" 85 --models "$model" --variants fused fused-compiled
 done
+echo "Tile sizes"
+if ! timeout 65 "$python" -m kaconv.bench.tuning --seconds 40 | tee "$folder/tiles.txt"; then
+    echo "gpu.sh: the tile sizes were not measured" >&2
+    status=1
+fi
 echo "Results: $folder"
 exit $status

@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import math
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,7 +11,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kaconv.layers import KAConv2d
 from kaconv.ops import operators
+from kaconv.ops.dispatch import is_traced
 from kaconv.ops.eager import folded_batch_norm
+from kaconv.ops.fused import cap_of, infer
 
 _LOGGER = logging.getLogger("kaconv")
 
@@ -56,7 +59,7 @@ class InferenceKAConv2d(nn.Module):
     def __init__(self, layer: KAConv2d) -> None:
         super().__init__()
         self.geometry = layer.geometry
-        self.cap = operators.finite_cap(layer.act)  # type: ignore[arg-type]
+        self.cap = cap_of(layer.act)  # type: ignore[arg-type]
         weight = layer.weight.detach()
         if self.geometry.groups == 1:
             weight = weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
@@ -74,22 +77,22 @@ class InferenceKAConv2d(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.weight.shape[1] * self.geometry.groups or x.dtype != self.weight.dtype:
             wanted = f"(N, {self.weight.shape[1] * self.geometry.groups}, height, width) of {self.weight.dtype}"
             raise ValueError(f"this layer expects an input {wanted}; got {tuple(x.shape)} of {x.dtype}")
-        if torch.compiler.is_compiling():
-            return self._of(x)
-        taps, _ = operators.taps_for(x, self.weight, self.geometry)
-        parts = x.split(taps.samples_at_once(x, self.weight, self.geometry)) if not self._is_watched() else (x,)
-        return self._of(x) if len(parts) == 1 else torch.cat([self._of(part) for part in parts])
+        if torch.compiler.is_compiling() or is_traced(x) or (torch.is_grad_enabled() and x.requires_grad):
+            return self._by_operators(x)
+        taps_type, reason = operators.taps_for(x, self.weight, self.geometry)
+        if reason:
+            raise RuntimeError(f"this model was optimized for fused kernels, which cannot run here: {reason}")
+        return infer(
+            x, self.weight, self.scale, self.shift, self.cap, self.attention_generator, self.geometry, taps_type
+        )
 
-    def _of(self, x: Tensor) -> Tensor:
-        numbers = self.geometry.numbers()
+    def _by_operators(self, x: Tensor) -> Tensor:
+        """What can be traced and exported, and refuses a gradient; it costs a call more for each pass."""
+        cap, numbers = self.cap if math.isfinite(self.cap) else None, self.geometry.numbers()
         z = operators.maps(x, self.weight, numbers)
-        q = operators.pooled(x, self.weight, z, self.scale, self.shift, self.cap, numbers)
+        q = operators.pooled(x, self.weight, z, self.scale, self.shift, cap, numbers)
         attention = self.attention_generator(q)
-        return operators.weighted_sum(x, self.weight, z, self.scale, self.shift, attention, self.cap, numbers)
-
-    def _is_watched(self) -> bool:
-        """Whether a hook would see that parts of a batch are given one after another."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self.attention_generator.modules())
+        return operators.weighted_sum(x, self.weight, z, self.scale, self.shift, attention, cap, numbers)
 
     def train(self, mode: bool = True) -> "InferenceKAConv2d":
         if mode:

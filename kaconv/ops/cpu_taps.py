@@ -1,8 +1,8 @@
 """The passes of a fused KAConv on the CPU: taps.cpp, and PyTorch's matrix products where the channels are many.
 
-With many channels in a group the K·C maps of all samples of a chunk are one matrix product in a scratch buffer that is
-used again and again; with few (grouped and depthwise), the compiled passes make the maps of one group at a time in the
-processor's cache.
+With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
+again, made by PyTorch's matrix product, or at inference by the compiled pass that pools them. With few (grouped and
+depthwise), the compiled passes make the maps of one group at a time in the processor's cache.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding", "dilation")),
         ("chunks", ctypes.c_int64),
         ("threads", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_transposed", "z")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_transposed", "z", "kept")),
     ]
 
 
@@ -69,6 +69,7 @@ class CPUTaps:
         self._packed = weight.unflatten(0, (self._groups, self._out_group)).flatten(-2).permute(0, 3, 1, 2).contiguous()
         self._stores_maps = min(self._in_group, self._out_group) > _FEW_CHANNELS
         self._z = z
+        self._kept: Tensor | None = None  # what `pooled` leaves for `aggregate`
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
         self._chunks = max(1, min(len(x), _CHUNKS // self._groups))
 
@@ -104,6 +105,8 @@ class CPUTaps:
     def pooled(self, scale: Tensor, shift: Tensor, cap: float) -> Tensor:
         """See `kaconv.ops.fused.Taps.pooled`."""
         q = self._sums()
+        if self._stores_maps and self._z is None:
+            self._kept = _scratch((_function("kept_size", self._x.dtype)(ctypes.byref(self._problem())),), self._x)
         self._call("pooled", self._times_weight(scale), shift, cap, q)
         return q
 
@@ -213,19 +216,23 @@ class CPUTaps:
         return scale.contiguous()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        g = self._geometry
-        maps = self.maps() if self._stores_maps else None
+        kept = self._kept if name in ("pooled", "aggregate") else None
+        maps = self.maps() if self._stores_maps and kept is None else None
         transposed = self._packed.permute(0, 3, 1, 2).contiguous() if name == "gradients" and maps is None else None
-        problem = _Problem(
+        problem = self._problem(transposed, maps, kept)
+        real = ctypes.c_double if self._x.dtype == torch.float64 else ctypes.c_float
+        values = [real(_reachable(a)) if isinstance(a, float) else _pointer(a) for a in arguments]
+        _function(name, self._x.dtype)(ctypes.byref(problem), *values)
+
+    def _problem(self, *tensors: Tensor | None) -> _Problem:
+        g = self._geometry
+        return _Problem(
             len(self._x), self._groups, self._in_group, self._out_group, *self._x.shape[2:], *self._size,
             *((ctypes.c_int64 * 2)(*pair) for pair in (g.kernel, g.stride, g.padding, g.dilation)),
             self._chunks,
             torch.get_num_threads(),
-            *map(_pointer, (self._x, self._packed, transposed, maps)),
+            *map(_pointer, (self._x, self._packed, *tensors)),
         )  # fmt: skip
-        real = ctypes.c_double if self._x.dtype == torch.float64 else ctypes.c_float
-        values = [real(_reachable(a)) if isinstance(a, float) else _pointer(a) for a in arguments]
-        _function(name, self._x.dtype)(ctypes.byref(problem), *values)
 
 
 def release_scratch() -> None:
@@ -233,9 +240,9 @@ def release_scratch() -> None:
     _kept.clear()
 
 
-def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+def _function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
     function = getattr(native.library(), f"{name}_{'double' if dtype == torch.float64 else 'float'}")
-    function.restype = None
+    function.restype = ctypes.c_int64 if name == "kept_size" else None
     return function
 
 

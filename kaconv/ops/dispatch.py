@@ -76,7 +76,7 @@ def kaconv2d(
     if backend == "reference" or _is_hooked(norm) or _is_hooked(act):
         return reference.kaconv2d(x, weight, norm, act, attention_generator, geometry)
     compiling = torch.compiler.is_compiling()
-    if backend == "eager" or _is_transformed() or (torch.onnx.is_in_onnx_export() if compiling else _is_traced(x)):
+    if backend == "eager" or _is_transformed() or (torch.onnx.is_in_onnx_export() if compiling else is_traced(x)):
         return eager.kaconv2d(x, weight, norm, act, attention_generator, geometry)
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
@@ -141,7 +141,8 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def _is_traced(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
+    """True if PyTorch records what is done with x, by other means than torch.compile."""
     return torch.jit.is_tracing() or _get_current_dispatch_mode() is not None or type(x) not in (Tensor, nn.Parameter)
 
 

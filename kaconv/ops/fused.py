@@ -113,7 +113,8 @@ def kaconv2d(
         attention = attention_generator(q.to(x.dtype)).to(gamma.dtype)
         constants = (x.detach(), weight.detach(), gamma.detach(), beta.detach(), r, t, call)
         return _Aggregate.apply(attention, *links, *constants)
-    return _infer(x, weight, gamma * r, gamma * t + beta, attention_generator, call)
+    scale, shift = gamma * r, gamma * t + beta
+    return infer(x, weight, scale, shift, call.cap, attention_generator, geometry, taps_type, call.taps)
 
 
 def normalisation(
@@ -155,18 +156,26 @@ def is_trained(x: Tensor, weight: Tensor, norm: nn.Module, attention_generator: 
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _infer(
-    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, attention_generator: nn.Module, call: "_Call"
+def infer(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    cap: float,
+    attention_generator: nn.Module,
+    geometry: Geometry,
+    taps_type: type[Taps],
+    taps: Taps | None = None,
 ) -> Tensor:
-    """Batch norm is folded into scale and shift."""
+    """The output, without a gradient: batch norm is folded into scale and shift. taps: those of all of x, if any."""
     parts = [x]
-    if call.taps is None and _takes_samples_apart(attention_generator):
-        parts = x.split(call.taps_type.samples_at_once(x, weight, call.geometry))
+    if taps is None and _takes_samples_apart(attention_generator):
+        parts = x.split(taps_type.samples_at_once(x, weight, geometry))
     outputs = []
     for part in parts:
-        taps = call.taps or call.taps_type(part, weight, call.geometry)
-        attention = attention_generator(taps.pooled(scale, shift, call.cap).to(x.dtype)).to(scale.dtype)
-        outputs.append(taps.aggregate(scale, shift, attention.contiguous(), call.cap))
+        passes = taps or taps_type(part, weight, geometry)
+        attention = attention_generator(passes.pooled(scale, shift, cap).to(x.dtype)).to(scale.dtype)
+        outputs.append(passes.aggregate(scale, shift, attention.contiguous(), cap))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

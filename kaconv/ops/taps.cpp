@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -23,6 +24,7 @@ struct Problem {
     const void* weight;  // (G, K, out_group, in_group); with depthwise planes, the caller scales by it
     const void* weight_transposed;  // (G, in_group, K, out_group), for gradients
     void* z;             // (G, K, out_group, N, plane) or null: then the maps are computed here
+    void* kept;          // without z: null, or of `kept_size`, where `pooled` leaves its maps for `aggregate`
 
     int64_t positions() const { return kernel[0] * kernel[1]; }
     int64_t channels() const { return groups * out_group; }
@@ -186,12 +188,6 @@ struct Norm {  // xhat = r z + t, pre = gamma xhat + beta
 };
 
 template <typename T>
-T clamp(T v, T cap) {  // a NaN stays one
-    v = v < 0 ? T(0) : v;
-    return v > cap ? cap : v;
-}
-
-template <typename T>
 void plane_moments(const Walk<T>& walk, int64_t k, int64_t pixels, const T* z, double& total, double& squares) {
     const T* mask = walk.mask(k);
     double sum = 0, inside = 0;
@@ -226,23 +222,6 @@ void plane_moments(const Walk<T>& walk, int64_t k, int64_t pixels, const T* z, d
 }
 
 template <typename T>
-T plane_pooled(const Walk<T>& walk, int64_t k, int64_t pixels, const T* z, T scale, T shift, T cap) {
-    const T* mask = walk.mask(k);
-    const T outside = clamp(shift, cap);
-    T total = 0;
-    for (int64_t i = 0; i < walk.runs(); ++i) {
-        const Run run = walk.run(i, k);
-        const T* plane = z + run.first + run.offset;
-        T part = 0;
-#pragma omp simd reduction(+ : part)
-        for (int64_t o = run.lo; o < run.hi; ++o)
-            part += clamp(scale * (mask[o - run.lo] != 0 ? plane[o] : T(0)) + shift, cap);
-        total += part + (run.length - (run.hi - run.lo)) * outside;
-    }
-    return total / pixels;
-}
-
-template <typename T>
 void plane_pool(const Walk<T>& walk, int64_t k, const T* z, const Norm<T>& norm, T* active, T* active_xhat,
                 T* capped) {
     const T* mask = walk.mask(k);
@@ -264,17 +243,6 @@ void plane_pool(const Walk<T>& walk, int64_t k, const T* z, const Norm<T>& norm,
         *active_xhat += x + (norm.active(outside) ? beyond * norm.t : T(0));
         *capped += c + (outside >= norm.cap ? beyond : T(0));
     }
-}
-
-template <typename T>
-void run_aggregate(const Run& run, const T* mask, const T* z, T scale, T shift, T attention, T cap, T* out) {
-    const T* plane = z + run.first + run.offset;
-    const T outside = attention * clamp(shift, cap);
-    for (int64_t o = 0; o < run.lo; ++o) out[o] += outside;
-#pragma omp simd
-    for (int64_t o = run.lo; o < run.hi; ++o)
-        out[o] += attention * clamp(scale * (mask[o - run.lo] != 0 ? plane[o] : T(0)) + shift, cap);
-    for (int64_t o = run.hi; o < run.length; ++o) out[o] += outside;
 }
 
 template <typename T>
@@ -519,38 +487,12 @@ void moments(const Problem& p, double* sum, double* squares) {
 }
 
 template <typename T>
-void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
-    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
-        for (int64_t k = 0; k < p.positions(); ++k) {
-            const int64_t kc = k * p.channels() + c;
-            q[n * p.positions() * p.channels() + kc] =
-                plane_pooled<T>(walk, k, p.pixels(), plane(k), scale[kc], shift[kc], cap);
-        }
-    });
-}
-
-template <typename T>
 void pool(const Problem& p, const Coefficients<T>& norms, T* active, T* active_xhat, T* capped) {
     for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
         for (int64_t k = 0; k < p.positions(); ++k) {
             const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
             plane_pool<T>(walk, k, plane(k), norms.at(kc), active + i, active_xhat + i, capped + i);
         }
-    });
-}
-
-template <typename T>
-void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
-    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
-        T* to = out + (n * p.channels() + c) * p.pixels();
-        std::fill_n(to, p.pixels(), T(0));
-        for (int64_t i = 0; i < walk.runs(); ++i)
-            for (int64_t k = 0; k < p.positions(); ++k) {
-                const int64_t kc = k * p.channels() + c;
-                const Run run = walk.run(i, k);
-                run_aggregate<T>(run, walk.mask(k), plane(k), scale[kc], shift[kc],
-                                 attention[n * p.positions() * p.channels() + kc], cap, to + run.first);
-            }
     });
 }
 
@@ -649,9 +591,433 @@ void gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<T>& 
     }
 }
 
+// ---- the pooled maps and the weighted sum --------------------------------------------------------------------------
+//
+// Both walk the output in blocks of a few vectors, make a block of each map in registers and use it at once. What the
+// maps are made from is in one of four classes: Depthwise, Grouped, Kept, Stored. Each has, for one sample and one group,
+//   rows(): the channels of the group; a tile is of 8, 4 or one of them, of one alone without kManyRows
+//   tile(k, channel, o, z): z_k of a tile, at kVectors vectors of output places from place o on
+// Places are output pixels, row by row; a row may have more places than pixels, and what these hold is dropped.
+
+template <typename T>
+using Vec = typename Vector<T>::type;
+
+template <typename T>
+using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // one for each lane of a vector
+
+template <typename T>
+struct Lanes {  // as a mask: all bits of a lane, or none
+    typedef Bits<T> type __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+};
+
+template <typename T>
+typename Lanes<T>::type lanes_of(Bits<T> bits) {
+    typename Lanes<T>::type lane;
+    for (int64_t l = 0; l < Vector<T>::lanes; ++l) lane[l] = Bits<T>(1) << l;
+    return (lane & bits) != 0;
+}
+
+template <typename T>
+Vec<T> keep(Vec<T> v, typename Lanes<T>::type mask) {  // and zero in the other lanes
+    return reinterpret_cast<Vec<T>>(reinterpret_cast<typename Lanes<T>::type>(v) & mask);
+}
+
+template <typename T>
+struct Range {  // what an activation leaves
+    Vec<T> least, most;
+
+    explicit Range(T cap) {
+        // Were it known to be zero, the compiler would take two instructions for what is one of its own: a maximum.
+        const volatile T zero = 0;
+        least = Vec<T>{} + zero;
+        most = Vec<T>{} + cap;  // NaN, which nothing exceeds, stands for none
+    }
+    Vec<T> clamp(Vec<T> v) const {  // a NaN stays one
+        v = v < least ? least : v;
+        return v > most ? most : v;
+    }
+};
+
+// Copies a row without calling memmove, which costs as much as a short row: in pieces of AT_ONCE, the last one overlapping
+// the one before it.
+template <int64_t AT_ONCE, typename T>
+void copy(const T* from, int64_t count, T* to) {
+    if (count < AT_ONCE) {
+        if constexpr (AT_ONCE > 1) copy<AT_ONCE / 2>(from, count, to);
+        return;
+    }
+    const auto piece = [&](int64_t i) { std::memcpy(to + i, from + i, AT_ONCE * sizeof(T)); };
+    for (int64_t i = 0; i + AT_ONCE < count; i += AT_ONCE) piece(i);
+    piece(count - AT_ONCE);
+}
+
+// Sets the bits of places [first, last).
+template <typename T>
+void mark(Bits<T>* bits, int64_t first, int64_t last) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    for (int64_t next; first < last; first = next) {
+        next = std::min(last, (first / lanes + 1) * lanes);
+        bits[first / lanes] |= ((Bits<T>(1) << (next - first)) - 1) << first % lanes;
+    }
+}
+
+template <typename T>
+struct Places {
+    int64_t pitch, vectors;        // places of a row; vectors of all places, a multiple of kVectors
+    std::vector<Bits<T>> counted;  // for each vector, which of its places are pixels
+
+    Places(const Problem& p, int64_t pitch, int64_t multiple) : pitch(pitch) {
+        constexpr int64_t lanes = Vector<T>::lanes;
+        const int64_t used = (p.height - 1) * pitch + p.width, step = multiple * lanes;
+        vectors = (used + step - 1) / step * multiple;
+        counted.assign(vectors, 0);
+        for (int64_t row = 0; row < p.height; ++row) mark<T>(counted.data(), row * pitch, row * pitch + p.width);
+    }
+    int64_t size() const { return vectors * Vector<T>::lanes; }
+};
+
+// How many rows or columns further a position reads, in planes of every stride-th row and column.
+int64_t reach(const Problem& p, int axis, int64_t tap) { return tap * p.dilation[axis] / p.stride[axis]; }
+
+template <typename T>
+Places<T> places_of(const Problem& p, int64_t multiple) {
+    return Places<T>(p, p.width + reach(p, 1, p.kernel[1] - 1), multiple);
+}
+
+// The input planes of a group, with zeros around them. With a stride they come apart into planes of every stride-th row
+// and column, so that each position reads neighbouring places from neighbouring inputs.
+template <typename T>
+class Padded {
+  public:
+    Padded(const Problem& p, int64_t multiple)
+        : p_(p), places_(places_of<T>(p, multiple)),
+          rows_(p.height + reach(p, 0, p.kernel[0] - 1)),
+          channel_(p.stride[0] * p.stride[1] * rows_ * places_.pitch),
+          values_(p.in_group * channel_ + places_.size()) {
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const int64_t u = k / p.kernel[1], v = k % p.kernel[1];
+            const int64_t plane = u * p.dilation[0] % p.stride[0] * p.stride[1] + v * p.dilation[1] % p.stride[1];
+            offsets_.push_back((plane * rows_ + reach(p, 0, u)) * places_.pitch + reach(p, 1, v));
+        }
+    }
+    const Places<T>& places() const { return places_; }
+    int64_t groups() const { return p_.groups; }
+    void load(int64_t n, int64_t g) {
+        const T* x = static_cast<const T*>(p_.x) + (n * p_.groups + g) * p_.in_group * p_.height_in * p_.width_in;
+        for (int64_t ci = 0; ci < p_.in_group; ++ci, x += p_.height_in * p_.width_in)
+            for (int64_t a = 0; a < p_.stride[0]; ++a)
+                for (int64_t b = 0; b < p_.stride[1]; ++b) {
+                    T* plane = values_.data() + ci * channel_ + (a * p_.stride[1] + b) * rows_ * places_.pitch;
+                    for (int64_t row = 0; row < rows_; ++row) {
+                        const int64_t from = row * p_.stride[0] + a - p_.padding[0];
+                        if (from >= 0 && from < p_.height_in)
+                            copy_row(x + from * p_.width_in, b - p_.padding[1], plane + row * places_.pitch);
+                    }
+                }
+    }
+    // What position k reads of an input channel of the group at place 0.
+    const T* seen(int64_t k, int64_t ci) const { return values_.data() + ci * channel_ + offsets_[k]; }
+
+  private:
+    // Every stride-th column from column `first` on, as far as there are any.
+    void copy_row(const T* from, int64_t first, T* to) const {
+        const int64_t step = p_.stride[1], begin = first >= 0 ? 0 : (-first + step - 1) / step;
+        const int64_t end = std::min(places_.pitch, (p_.width_in - first + step - 1) / step);
+        from += first;
+        if (step == 1)
+            copy<Vector<T>::lanes>(from + begin, end - begin, to + begin);
+        else if (step == 2)  // a constant, so that it is compiled to vectors
+            for (int64_t i = begin; i < end; ++i) to[i] = from[2 * i];
+        else
+            for (int64_t i = begin; i < end; ++i) to[i] = from[step * i];
+    }
+
+  protected:
+    const Problem& p_;
+
+  private:
+    Places<T> places_;
+    int64_t rows_, channel_;  // of a plane; size of all planes of an input channel
+    std::vector<T> values_;
+    std::vector<int64_t> offsets_;
+};
+
+template <typename T>
+struct Depthwise : Padded<T> {  // the maps are the input; the caller scales by the weight
+    static constexpr bool kManyRows = false;
+    static constexpr int kVectors = 4;
+    explicit Depthwise(const Problem& p) : Padded<T>(p, kVectors) {}
+    int64_t rows() const { return 1; }
+    template <int ROWS>
+    void tile(int64_t k, int64_t, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
+        for (int u = 0; u < kVectors; ++u) z[0][u] = at(this->seen(k, 0) + o + u * Vector<T>::lanes);
+    }
+};
+
+// The kept maps of a group, (K, out_group, places), if any.
+template <typename T>
+T* kept_maps(const Problem& p, int64_t n, int64_t g, int64_t places) {
+    return p.kept ? static_cast<T*>(p.kept) + (n * p.groups + g) * p.positions() * p.out_group * places : nullptr;
+}
+
+template <typename T>
+struct Grouped : Padded<T> {
+    static constexpr bool kManyRows = true;
+    static constexpr int kVectors = 2;
+    explicit Grouped(const Problem& p) : Padded<T>(p, kVectors) {}
+    int64_t rows() const { return this->p_.out_group; }
+    void load(int64_t n, int64_t g) {
+        Padded<T>::load(n, g);
+        weight_ = static_cast<const T*>(this->p_.weight) + g * this->p_.positions() * rows() * this->p_.in_group;
+        kept_ = kept_maps<T>(this->p_, n, g, this->places().size());
+    }
+    // Leaves a tile for `Kept`, where that is wanted.
+    template <int ROWS>
+    void keep_tile(int64_t k, int64_t channel, int64_t o, const Vec<T> (&z)[ROWS][kVectors]) const {
+        if (!kept_) return;
+        T* to = kept_ + (k * rows() + channel) * this->places().size() + o;
+        for (int r = 0; r < ROWS; ++r)
+            for (int u = 0; u < kVectors; ++u) at(to + r * this->places().size() + u * Vector<T>::lanes) = z[r][u];
+    }
+    template <int ROWS>
+    void tile(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
+        const int64_t in_group = this->p_.in_group;
+        const T* weight = weight_ + (k * rows() + channel) * in_group;
+        for (int r = 0; r < ROWS; ++r)
+            for (int u = 0; u < kVectors; ++u) z[r][u] = Vec<T>{};
+        for (int64_t ci = 0; ci < in_group; ++ci) {
+            const T* x = this->seen(k, ci) + o;
+            for (int u = 0; u < kVectors; ++u) {
+                const Vec<T> seen = at(x + u * Vector<T>::lanes);
+                for (int r = 0; r < ROWS; ++r) z[r][u] += weight[r * in_group + ci] * seen;
+            }
+        }
+    }
+
+  private:
+    const T* weight_ = nullptr;
+    T* kept_ = nullptr;
+};
+
+// The maps that `pooled` has left: reading them costs less than the products of many channels.
+template <typename T>
+class Kept {
+  public:
+    static constexpr bool kManyRows = true;
+    static constexpr int kVectors = Grouped<T>::kVectors;
+    explicit Kept(const Problem& p) : p_(p), places_(places_of<T>(p, kVectors)) {}
+    const Places<T>& places() const { return places_; }
+    int64_t groups() const { return p_.groups; }
+    int64_t rows() const { return p_.out_group; }
+    void load(int64_t n, int64_t g) { maps_ = kept_maps<T>(p_, n, g, places_.size()); }
+    template <int ROWS>
+    void tile(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
+        const T* from = maps_ + (k * rows() + channel) * places_.size() + o;
+        for (int r = 0; r < ROWS; ++r)
+            for (int u = 0; u < kVectors; ++u) z[r][u] = at(from + r * places_.size() + u * Vector<T>::lanes);
+    }
+
+  private:
+    const Problem& p_;
+    Places<T> places_;
+    const T* maps_ = nullptr;
+};
+
+template <typename T>
+int64_t kept_size(const Problem& p) {
+    return p.samples * p.positions() * p.channels() * places_of<T>(p, Grouped<T>::kVectors).size();
+}
+
+template <typename T>
+class Stored {  // maps that the caller has; every channel is a group of its own
+  public:
+    static constexpr bool kManyRows = false;
+    static constexpr int kVectors = 4;
+    explicit Stored(const Problem& p) : p_(p), places_(p, p.width, kVectors), from_(p.positions()) {
+        inside_.assign(p.positions() * places_.vectors, 0);
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const int64_t down = shift(0, k / p.kernel[1]), right = shift(1, k % p.kernel[1]);
+            const int64_t first = std::max<int64_t>(-right, 0), last = std::min(p.width - right, p.width);
+            for (int64_t row = std::max<int64_t>(-down, 0); row < std::min(p.height - down, p.height); ++row)
+                mark<T>(inside_.data() + k * places_.vectors, row * p.width + first, row * p.width + last);
+        }
+    }
+    const Places<T>& places() const { return places_; }
+    int64_t groups() const { return p_.channels(); }
+    int64_t rows() const { return 1; }
+    void load(int64_t n, int64_t c) {
+        const T* z = static_cast<const T*>(p_.z);
+        const T* end = z + p_.positions() * p_.channels() * p_.samples * p_.pixels();
+        for (int64_t k = 0; k < p_.positions(); ++k) {
+            const int64_t row = (c / p_.out_group * p_.positions() + k) * p_.out_group + c % p_.out_group;
+            const int64_t offset = shift(0, k / p_.kernel[1]) * p_.width + shift(1, k % p_.kernel[1]);
+            const T* plane = z + (row * p_.samples + n) * p_.pixels();
+            if (plane + offset < z || plane + offset + places_.size() > end) plane = with_room(plane, k, std::abs(offset));
+            from_[k] = plane + offset;
+        }
+    }
+    template <int ROWS>
+    void tile(int64_t k, int64_t, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
+        constexpr int64_t lanes = Vector<T>::lanes;
+        const Bits<T>* inside = inside_.data() + k * places_.vectors + o / lanes;
+        for (int u = 0; u < kVectors; ++u) z[0][u] = keep<T>(at(from_[k] + o + u * lanes), lanes_of<T>(inside[u]));
+    }
+
+  private:
+    int64_t shift(int axis, int64_t tap) const {
+        return p_.aligned() ? tap * p_.dilation[axis] - p_.padding[axis] : 0;
+    }
+    // A copy of a plane that can be read beyond its ends: the first and the last have nothing beside them.
+    const T* with_room(const T* plane, int64_t k, int64_t room) {
+        if (copies_.empty()) copies_.resize(p_.positions());
+        copies_[k].assign(2 * room + places_.size(), T(0));
+        std::copy_n(plane, p_.pixels(), copies_[k].data() + room);
+        return copies_[k].data() + room;
+    }
+    const Problem& p_;
+    Places<T> places_;
+    std::vector<Bits<T>> inside_;
+    std::vector<const T*> from_;
+    std::vector<std::vector<T>> copies_;
+};
+
+// Calls f(rows, channel) for tiles of the channels [first, last), rows being a constant.
+template <typename Maps, typename F>
+void for_each_tile(int64_t first, int64_t last, F f) {
+    if constexpr (Maps::kManyRows) {
+        for (; first + 8 <= last; first += 8) f(std::integral_constant<int, 8>(), first);
+        for (; first + 4 <= last; first += 4) f(std::integral_constant<int, 4>(), first);
+    }
+    for (; first < last; ++first) f(std::integral_constant<int, 1>(), first);
+}
+
+// What a thread works on: the channels [first, last) of a group of one sample.
+template <typename T>
+struct Share {
+    int64_t n, g, first, last;
+    std::vector<T> sums, scale, shift, attention;
+
+    int64_t rows() const { return last - first; }
+    // Coefficients (K, C) as (K, rows), side by side: apart, they may fall on one line of the cache.
+    void take(const Problem& p, const T* from, std::vector<T>& to) const {
+        to.resize(p.positions() * rows());
+        from += g * (p.z ? 1 : p.out_group) + first;
+        for (int64_t k = 0; k < p.positions(); ++k)
+            for (int64_t row = 0; row < rows(); ++row) to[k * rows() + row] = from[k * p.channels() + row];
+    }
+};
+
+// Calls f(maps, share) for every sample and group, side by side; there are parts of groups where those are few.
+template <typename T, typename Maps, typename F>
+void for_each_share(const Problem& p, const T* scale, const T* shift, F f) {
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Maps maps(p);
+        Share<T> share;
+        const int64_t items = p.samples * maps.groups(), tiles = (maps.rows() + 7) / 8;
+        // Parts of kept maps share nothing, and their sums are to stay in the cache.
+        const int64_t wanted = std::is_same_v<Maps, Kept<T>> ? tiles : (p.threads + items - 1) / items;
+        const int64_t parts = std::clamp<int64_t>(wanted, 1, tiles);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < items * parts; ++item) {
+            const int64_t part = item % parts;
+            share.n = item / parts / maps.groups();
+            share.g = item / parts % maps.groups();
+            share.first = part * tiles / parts * 8;
+            share.last = std::min((part + 1) * tiles / parts * 8, maps.rows());
+            share.take(p, scale, share.scale);
+            share.take(p, shift, share.shift);
+            maps.load(share.n, share.g);
+            f(maps, share);
+        }
+    }
+}
+
+template <typename T, typename Maps>
+void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    constexpr int vectors = Maps::kVectors;
+    const Range<T> range(cap);
+    for_each_share<T, Maps>(p, scale, shift, [&](const Maps& maps, Share<T>& share) {
+        share.sums.assign(p.positions() * share.rows() * lanes, T(0));  // a vector for each position and channel
+        for (int64_t v = 0; v < maps.places().vectors; v += vectors) {
+            typename Lanes<T>::type counted[vectors];
+            for (int u = 0; u < vectors; ++u) counted[u] = lanes_of<T>(maps.places().counted[v + u]);
+            for (int64_t k = 0; k < p.positions(); ++k)
+                for_each_tile<Maps>(share.first, share.last, [&](auto rows, int64_t channel) {
+                    Vec<T> z[rows][vectors];
+                    maps.tile(k, channel, v * lanes, z);
+                    if constexpr (std::is_same_v<Maps, Grouped<T>>) maps.keep_tile(k, channel, v * lanes, z);
+                    for (int r = 0; r < rows; ++r) {
+                        const int64_t i = k * share.rows() + channel - share.first + r;
+                        Vec<T> sum{};
+                        for (int u = 0; u < vectors; ++u)
+                            sum += keep<T>(range.clamp(share.scale[i] * z[r][u] + share.shift[i]), counted[u]);
+                        at(share.sums.data() + i * lanes) += sum;
+                    }
+                });
+        }
+        T* to = q + share.n * p.positions() * p.channels() + share.g * maps.rows() + share.first;
+        for (int64_t k = 0; k < p.positions(); ++k)
+            for (int64_t row = 0; row < share.rows(); ++row) {
+                T sum = 0;
+                for (int64_t l = 0; l < lanes; ++l) sum += share.sums[(k * share.rows() + row) * lanes + l];
+                to[k * p.channels() + row] = sum / p.pixels();
+            }
+    });
+}
+
+template <typename T, typename Maps>
+void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    constexpr int vectors = Maps::kVectors;
+    const Range<T> range(cap);
+    for_each_share<T, Maps>(p, scale, shift, [&](const Maps& maps, Share<T>& share) {
+        const int64_t size = maps.places().size();
+        share.take(p, attention + share.n * p.positions() * p.channels(), share.attention);
+        share.sums.resize(share.rows() * size);
+        for (int64_t v = 0; v < maps.places().vectors; v += vectors)
+            for_each_tile<Maps>(share.first, share.last, [&](auto rows, int64_t channel) {
+                Vec<T> sums[rows][vectors] = {};
+                for (int64_t k = 0; k < p.positions(); ++k) {
+                    Vec<T> z[rows][vectors];
+                    maps.tile(k, channel, v * lanes, z);
+                    for (int r = 0; r < rows; ++r) {
+                        const int64_t i = k * share.rows() + channel - share.first + r;
+                        for (int u = 0; u < vectors; ++u)
+                            sums[r][u] += share.attention[i] * range.clamp(share.scale[i] * z[r][u] + share.shift[i]);
+                    }
+                }
+                for (int r = 0; r < rows; ++r)
+                    for (int u = 0; u < vectors; ++u)
+                        at(share.sums.data() + (channel - share.first + r) * size + (v + u) * lanes) = sums[r][u];
+            });
+        T* to = out + ((share.n * maps.groups() + share.g) * maps.rows() + share.first) * p.pixels();
+        for (int64_t channel = 0; channel < share.rows(); ++channel)
+            for (int64_t row = 0; row < p.height; ++row, to += p.width)
+                copy<lanes>(share.sums.data() + channel * size + row * maps.places().pitch, p.width, to);
+    });
+}
+
+template <typename T>
+void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
+    if (p.z) pooled<T, Stored<T>>(p, scale, shift, cap, q);
+    else if (p.depthwise()) pooled<T, Depthwise<T>>(p, scale, shift, cap, q);
+    else pooled<T, Grouped<T>>(p, scale, shift, cap, q);
+}
+
+template <typename T>
+void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
+    if (p.z) aggregate<T, Stored<T>>(p, scale, shift, attention, cap, out);
+    else if (p.depthwise()) aggregate<T, Depthwise<T>>(p, scale, shift, attention, cap, out);
+    else if (p.kept) aggregate<T, Kept<T>>(p, scale, shift, attention, cap, out);
+    else aggregate<T, Grouped<T>>(p, scale, shift, attention, cap, out);
+}
+
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                                               \
+    extern "C" int64_t kept_size_##NAME(const Problem* p) { return kept_size<T>(*p); }                                \
     extern "C" void moments_##NAME(const Problem* p, double* sum, double* squares) { moments<T>(*p, sum, squares); }   \
     extern "C" void pooled_##NAME(const Problem* p, const T* scale, const T* shift, T cap, T* q) {                    \
         pooled<T>(*p, scale, shift, cap, q);                                                                          \

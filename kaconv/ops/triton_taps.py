@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kaconv.ops.constant import assume_constant_result
 from kaconv.ops.geometry import Geometry
+from kaconv.ops.triton_tiles import Blocks, blocks_for
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Most that the maps of dz may take where they are stored for a while (a chunk of samples at a time), in bytes.
@@ -367,11 +368,24 @@ class TritonTaps:
 
     # -- sizes
 
-    def _blocks(self, mode) -> dict[str, int]:
-        """Tile of output pixels by output channels, and the step over input channels.
+    def _blocks(self, mode) -> Blocks:
+        """Tile of output pixels by output channels, and the step over input channels."""
+        depthwise_gradients = self.depthwise and mode == self.kernels.DZ
+        kernel = "depthwise_gradients" if depthwise_gradients else _MODES[mode.value]
+        shape_class = self._shape_class(kernel, self._pixels(mode))
+        return blocks_for(shape_class, self._reckoned_blocks(mode), self.x.device)
 
-        Sizes are such that nothing spills out of the registers: modes that hold dout, or write dz, get smaller tiles.
-        """
+    def _shape_class(self, kernel: str, pixels: int) -> str:
+        """What shapes a kernel's measured tiles are good for."""
+        groups = self.channels if self.depthwise else self.groups
+        per_group = [_next_power_of_2(channels // groups) for channels in (self.in_channels, self.channels)]
+        kind = f"depthwise {_next_power_of_2(self.channels)}" if self.depthwise else "{} to {}".format(*per_group)
+        kernel_size, stride = ("x".join(map(str, pair)) for pair in (self.geometry.kernel, self.geometry.stride))
+        dtype = str(self.x.dtype).removeprefix("torch.")
+        return f"{kernel}, {kind} channels, {kernel_size}, stride {stride}, {_next_power_of_2(pixels)} pixels, {dtype}"
+
+    def _reckoned_blocks(self, mode) -> Blocks:
+        """Such that nothing spills out of the registers: modes that hold dout, or write dz, get smaller tiles."""
         crowded = mode in (self.kernels.REDUCE, self.kernels.DZ) or (self.depthwise and mode == self.kernels.POOL)
         pixels, size = self._pixels(mode), self.accumulator.itemsize // 4
         if self.depthwise:
@@ -386,8 +400,14 @@ class TritonTaps:
         warps = 8 if block_p * block_c > (64 if crowded else 128) * 64 else 4
         return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_CI": block_ci, "num_warps": warps, "num_stages": 3}
 
-    def _gradient_blocks(self, pixels: int, recompute: bool, of_weight: bool) -> dict[str, int]:
-        """Tiles of the dense gradients. Each has one dimension that is summed over, made short where z is not held."""
+    def _gradient_blocks(self, pixels: int, recompute: bool, of_weight: bool) -> Blocks:
+        """Tiles of the dense gradients."""
+        kernel = ("weight" if of_weight else "input") + "_gradient" + ("" if recompute else ", stored dz")
+        reckoned = self._reckoned_gradient_blocks(pixels, recompute, of_weight)
+        return blocks_for(self._shape_class(kernel, pixels), reckoned, self.x.device)
+
+    def _reckoned_gradient_blocks(self, pixels: int, recompute: bool, of_weight: bool) -> Blocks:
+        """With the dimension that is summed over made short where z is not held."""
         most = {2: 128, 4: 64, 8: 32}[self.x.element_size()]
         half = most // 2
         block_c = _block(self.channels // self.groups, 16, most if of_weight and not recompute else half)
@@ -471,6 +491,7 @@ def _empty_like_format(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
+_MODES = ("moments", "pooled", "pool", "aggregate", "reduce", "dz")  # of `kaconv.ops.triton_kernels.taps`
 _GROUPS = {"norm": ("r", "t", "gamma", "beta"), "slopes": ("alpha", "bias"), "offsets": ("delta", "epsilon")}
 
 
