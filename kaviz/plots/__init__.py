@@ -36,6 +36,7 @@ from kaviz.plots.layer import (
     plot_position_maps,
 )
 from kaviz.plots.map_grid import most_dependent_channels
+from kaviz.plots.robustness import plot_corruptions
 from kaviz.plots.speed import plot_peak_memory, plot_time_ratios, speed_frame, style_speed
 from kaviz.plots.stability import plot_attention_against_pixels, plot_changed_pictures, plot_stability
 from kaviz.plots.study import plot_study, study_findings, study_frame
@@ -59,6 +60,7 @@ __all__ = [
     "plot_class_distances",
     "plot_class_maps",
     "plot_contributions",
+    "plot_corruptions",
     "plot_cost_and_benefit",
     "plot_detections",
     "plot_deviation",

@@ -13,6 +13,7 @@ from kaconv import AttentionRecord
 from kaconv.attention.effects import ALL_LAYERS, OTHER_CLASS, SAME_CLASS, attention_correlations, pool_effects
 from kaconv.attention.kernels import PositionShares
 from kaconv.attention.stability import ANOTHER_OF_ITS_CLASS, ANOTHER_PICTURE, blur, flip, noise, rotation, shift
+from kaconv.data.corruptions import CORRUPTIONS, SEVERITIES
 from kaconv.paper.published import TABLE
 from kaconv.training.study_results import merge_results
 from kaconv.training.study_spec import parse_study
@@ -99,6 +100,15 @@ def table_rows():
         {"name": row.name, "model": row.model, "params": params, "paper_flops": flops, "macs": flops}
         | {"published": {"top1_error": row.top1_error, "top5_error": row.top5_error}, "measured": None}
         for row, (params, flops) in zip(TABLE, counts, strict=True)
+    ]
+
+
+def corruption_rows():
+    places = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in SEVERITIES)]
+    return [
+        {"corruption": name, "severity": severity, "top1_error": error, "top1_error_interval": (error - 3, error + 3)}
+        for name, severity in places
+        for error in [30 + 10.0 * severity]
     ]
 
 
@@ -298,6 +308,7 @@ FIGURES = {
     "plot_class_maps of 1000": lambda: class_figure(*many_classes()),
     "plot_contributions": contributions,
     "plot_contributions of 5×7": lambda: contributions(LARGE),
+    "plot_corruptions": lambda: plots.plot_corruptions({model: corruption_rows() for model in MODELS}),
     "plot_cost_and_benefit": lambda: plots.plot_cost_and_benefit(comparison_rows(), baseline=MODELS[0]),
     "plot_detections": detections,
     "plot_deviation": lambda: plots.plot_deviation(record(), record(seed=1)),
