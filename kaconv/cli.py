@@ -457,6 +457,12 @@ def add_detect_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--weights", "of the backbone, as for `kaconv train` (default: new ones)")
     add("--norm", "batch, frozen or group (default: frozen with --weights, else batch)")
     add("--trainable-layers", "stages of the backbone to train, 0 to 5 (default: 3 with --weights, else 5)", int)
+    parser.add_argument(
+        "--crop",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help="crop training images at random, as SSD is trained (default: for ssdlite; small data can do without)",
+    )
     add("--seed", "of everything random (default: 0)", int)
     add("--workers", "processes that load images (default: 0)", int)
 

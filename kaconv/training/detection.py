@@ -31,6 +31,7 @@ from kaconv.utils.checks import (
     MOST_PIXELS,
     MOST_SEED,
     MOST_WORKERS,
+    TRUE_OR_FALSE,
     check_values,
     file_in_the_way,
     is_number,
@@ -58,6 +59,7 @@ _RULES = {
     "lr": or_none(("a number > 0", is_number(lambda value: 0 < value < math.inf))),
     "image_size": or_none(whole(32, MOST_PIXELS)),
     "trainable_layers": or_none(whole(0, len(STRIDES))),
+    "crop": or_none(TRUE_OR_FALSE),
     "seed": whole(0, MOST_SEED),
     "workers": whole(0, MOST_WORKERS),
 }
@@ -75,6 +77,7 @@ class DetectionConfig:
         epochs: passes over the training images.
         batch_size: images of a step. A last step with fewer is left out.
         lr: peak learning rate. None: torchvision's for the detector on COCO, in proportion to the batch.
+        crop: whether training images are cropped at random, as SSD is trained. None: for "ssdlite" alone.
         image_size, weights, norm, trainable_layers: see `kaconv.models.detector`.
         workers: processes that load images.
     """
@@ -87,6 +90,7 @@ class DetectionConfig:
     batch_size: int = 8
     lr: float | None = None
     image_size: int | None = None
+    crop: bool | None = None
     weights: str | None = None
     norm: str | None = None
     trainable_layers: int | None = None
@@ -134,7 +138,7 @@ def train_detector(config: DetectionConfig, *, progress: bool = True) -> Detecti
     if (finished := _finished(config)) is not None:
         return finished
     average_precision([], [])  # what it lacks, it says before the work
-    data = load_detection(config.data, crop=config.detector == "ssdlite")
+    data = load_detection(config.data, crop=config.detector == "ssdlite" if config.crop is None else config.crop)
     if len(data.train) < config.batch_size:
         raise ValueError(f"batch_size {config.batch_size} is more than the {len(data.train)} training images")
     torch.manual_seed(config.seed)

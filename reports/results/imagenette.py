@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("data", help="Imagenette as a data spec, with train/ and val/")
     args = parser.parse_args()
     found: dict[str, list] = {"corruptions": [], "effects": []}
-    for weights in list_weights("*.imagenette"):
+    for weights in sorted(list_weights("*.imagenette"), key=lambda name: name.startswith("ka_")):  # the plain one first
         print(weights, flush=True)
         checkpoint = load_checkpoint(weights_path(weights))
         model, names = checkpoint.model, {"model": checkpoint.name}
