@@ -142,6 +142,8 @@ def check_command(words: list[str]) -> None:
             assert kaviz.cli.main(arguments) == 0
     elif program == "make":
         assert arguments[0] in TARGETS, f"there is no target {arguments[0]}"
+    elif program == "python":
+        assert (ROOT / arguments[0]).is_file(), f"there is no script {arguments[0]}"
     elif program == "pip":
         assert arguments[0] == "install"
         extras = re.findall(r"\[(.*)\]", arguments[-1])
