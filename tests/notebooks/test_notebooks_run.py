@@ -36,6 +36,7 @@ def report(tmp_path_factory):
     (folder / "smoke.yaml").write_text(yaml.safe_dump(spec))
     (folder / "pyproject.toml").touch()  # this is the project folder, in which the notebooks run
     shutil.copytree(ROOT / "reports/studies", folder / "reports/studies")
+    shutil.copytree(ROOT / "reports/weights", folder / "reports/weights")
     command = [sys.executable, "-m", "kaviz.cli", "report", folder / "smoke.yaml", "--out", folder / "out"]
     done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout, done.stderr)

@@ -46,6 +46,7 @@ def project(tmp_path_factory):
     (project / "pyproject.toml").touch()
     (project / "notebooks").mkdir()
     shutil.copytree(ROOT / "reports/studies", project / "reports/studies")
+    shutil.copytree(ROOT / "reports/weights", project / "reports/weights")
     for entry in load_spec(ROOT / "reports/specs/smoke.yaml").entries:
         parameters = entry.given | ({"runs": "runs"} if "runs" in entry.given else {})
         if entry.name == "06_explore" and "KAVIZ_SCREENSHOT" in os.environ:

@@ -1,6 +1,6 @@
 """Examine the packaged weights on Imagenette: errors under corruptions, and interventions on the attention.
 
-python reports/results/imagenette.py folder:data/cache/imagenette112
+python reports/weights/imagenette.py folder:data/cache/imagenette112
 """
 
 import argparse
