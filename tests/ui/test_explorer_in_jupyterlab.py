@@ -120,7 +120,7 @@ def test_uploaded_images_are_shown_the_first_as_a(explorer):
     assert "2 images uploaded." in then.status
     assert "bad.png: it is in no known format" in then.status
     assert explorer.box.locator(".kv-frame").count() == count + 2
-    assert "ring <1>.png" in explorer.box.locator(".kv-images figcaption").first.inner_text()
+    assert "ring <1>.png" in explorer.box.locator(".kv-pair figcaption").first.inner_text()
 
 
 @pytest.mark.parametrize(
