@@ -16,7 +16,6 @@ from kaviz.style import VARIANT_COLORS, VARIANT_LINES, VARIANT_MARKERS, WIDTH, c
 if TYPE_CHECKING:  # it imports what evaluates
     from kaconv.inference.robustness import CorruptionRow
 
-_CLEAN = "none"
 _COLUMNS = 3  # panels in a line
 _APART = 0.12  # of the models' marks, where a severity is 1
 
@@ -30,14 +29,15 @@ def plot_corruptions(models: "Mapping[str, Sequence[CorruptionRow]]", ax: Axes |
         models: by a model's name, its rows of `kaconv.inference.corruption_errors`.
     """
     frame = pd.concat([pd.DataFrame(rows).assign(model=model) for model, rows in models.items()], ignore_index=True)
-    corruptions = [name for name in frame["corruption"].unique() if name != _CLEAN]
+    clean = frame["severity"] == 0
+    corruptions = list(frame.loc[~clean, "corruption"].unique())
     lines = -(-len(corruptions) // _COLUMNS)
     figure = canvas(ax, (WIDTH, 2.3 * lines + 0.9))
     grid = figure.subplots(lines, min(_COLUMNS, len(corruptions)), sharex=True, sharey=True, squeeze=False)
     offsets = _APART * (np.arange(len(models)) - (len(models) - 1) / 2)
     for axes, corruption in zip(grid.flat, corruptions, strict=False):
         for model, offset in zip(models, offsets, strict=True):
-            rows = frame[(frame["model"] == model) & frame["corruption"].isin([_CLEAN, corruption])]
+            rows = frame[(frame["model"] == model) & (clean | (frame["corruption"] == corruption))]
             errors = rows["top1_error"].to_numpy()
             bars = np.abs(np.stack(rows["top1_error_interval"].tolist(), axis=1) - errors)
             axes.errorbar(rows["severity"] + offset, errors, bars, **_look(model), elinewidth=1, markersize=4)
