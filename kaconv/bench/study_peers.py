@@ -1,9 +1,9 @@
-"""Relatives of KAConv in `resnet29_cifar`, as builders for the study `reports/studies/cifar10_peers.yaml`.
+"""Relatives of KAConv in `resnet11_cifar`, as builders for the study `reports/studies/cifar10_peers.yaml`.
 
 SE, ECA and CBAM stand where timm's ResNets have them, behind a bottleneck's last norm and before the shortcut is added.
 SK takes the place of the 3×3 convolution, its norm and its activation, as KAConv does; CondConv that of the convolution
 alone. The wide ones are plain, with wider bottlenecks: about as many multiply-adds, or about as many parameters, as
-`ka_resnet29_cifar_l` has.
+`ka_resnet11_cifar_l` has.
 """
 
 from typing import cast
@@ -14,7 +14,7 @@ from kaconv.bench.peers import create_peer
 from kaconv.models import create_model
 from kaconv.models.resnet import Bottleneck, ResNet
 
-PLAIN = "resnet29_cifar"
+PLAIN = "resnet11_cifar"
 SAME_FLOPS, SAME_PARAMS = 68, 92  # base widths; the plain network's is 64
 
 
@@ -62,7 +62,7 @@ def wide_params(num_classes: int = 10) -> nn.Module:
 
 
 def _wide(base_width: int, num_classes: int) -> nn.Module:
-    return ResNet((3, 3, 3), num_classes, planes=16, small_input=True, base_width=base_width)
+    return ResNet((1, 1, 1), num_classes, planes=16, small_input=True, base_width=base_width)
 
 
 def _behind_each_bottleneck(kind: str, num_classes: int) -> nn.Module:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_peer_is_the_plain_network_with_something_more(name):
     pytest.importorskip("timm")
     torch.manual_seed(0)
-    model, plain = getattr(study_peers, name)(num_classes=7), create_model("resnet29_cifar", 7)
+    model, plain = getattr(study_peers, name)(num_classes=7), create_model("resnet11_cifar", 7)
     logits = model(torch.randn(2, 3, 16, 16))
     assert logits.shape == (2, 7)
     logits.sum().backward()
@@ -26,7 +26,7 @@ def test_a_peer_is_the_plain_network_with_something_more(name):
 
 
 def test_the_wide_ones_are_as_costly_as_kaconv():
-    kaconv, plain = (complexity(create_model(name, 10), 32) for name in ("ka_resnet29_cifar_l", "resnet29_cifar"))
+    kaconv, plain = (complexity(create_model(name, 10), 32) for name in ("ka_resnet11_cifar_l", "resnet11_cifar"))
     costly, large = complexity(study_peers.wide_flops(), 32), complexity(study_peers.wide_params(), 32)
     assert plain.paper_flops < kaconv.paper_flops <= costly.paper_flops < 1.05 * kaconv.paper_flops
     assert plain.params < 0.95 * kaconv.params < large.params < 1.05 * kaconv.params
