@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kaconv.training.recipes import load_recipe
     from kaconv.training.run import Run
     from kaconv.training.study import compare, learning_curves, study_config, summarise, train_study
-    from kaconv.training.study_results import read_study_results
+    from kaconv.training.study_results import read_study_results, study_command
     from kaconv.training.trainer import fit
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "learning_curves",
     "load_recipe",
     "read_study_results",
+    "study_command",
     "study_config",
     "summarise",
     "train_study",
@@ -32,6 +33,7 @@ _MODULES = {
     "launch": "processes",
     "load_recipe": "recipes",
     "read_study_results": "study_results",
+    "study_command": "study_results",
     "compare": "study",
     "learning_curves": "study",
     "study_config": "study",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any, NotRequired, TypedDict
@@ -9,6 +10,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 from scipy import optimize, stats
 
+from kaconv.models.complexity import paper_flops
 from kaconv.training.run import EpochResult, Run, is_held
 from kaconv.training.study_spec import PLAIN_VARIANT, StudySpec, Training, TrainingKey
 from kaconv.utils.checks import PERCENT, TEXT, check_values, whole
@@ -59,6 +61,7 @@ class RunRow(_Names):
     - best, last: of the epoch with the lowest test error, and of the last one
     - epochs: how many
     - seconds_per_epoch: median, training and test; images_per_second: median, training
+    - params, paper_flops: see `kaconv.models.complexity`; the latter for one image of the training's size
     - config: what decides the weights, see `TrainConfig.identity`
     """
 
@@ -68,6 +71,7 @@ class RunRow(_Names):
     epochs: NotRequired[int]
     seconds_per_epoch: NotRequired[float]
     params: NotRequired[int]
+    paper_flops: NotRequired[int]
     images_per_second: NotRequired[float]
     config: NotRequired[dict[str, Any]]
     provenance: NotRequired[dict[str, Any] | None]
@@ -78,6 +82,7 @@ class SummaryRow(TypedDict):
 
     - test_errors: percent, one per seed, of the last epoch: the best would be chosen by the test images
     - test_error: their mean; test_error_interval: Student's 95 % over seeds, None for a single one
+    - paper_flops: None where the results are of a version that did not count them
     - seconds_per_epoch, images_per_second: medians over seeds
     """
 
@@ -88,6 +93,7 @@ class SummaryRow(TypedDict):
     test_error: float
     test_error_interval: tuple[float, float] | None
     params: int
+    paper_flops: int | None
     seconds_per_epoch: float
     images_per_second: float
 
@@ -299,6 +305,17 @@ def merge_results(spec: StudySpec, results: Sequence[tuple[str, StudyResults]]) 
     return _with_summary(study, list(runs.values()), provenance() | {"merged": merged}), notes
 
 
+def study_command(spec: str | Path, study: Mapping[str, Any]) -> str:
+    """The command that runs a study, or goes on with it from the results beside its file.
+
+    Args:
+        spec: path of its file.
+        study: its contents.
+    """
+    builders = "".join(f" --builder {model}" for model in study["models"] if ":" in model)
+    return f"kaconv{builders} study {Path(spec).as_posix()} --jobs 2 --threads 1 --results"
+
+
 def read_study_results(path: str | Path) -> StudyResults:
     """Read what `kaconv study --results` wrote; ValueError for something else, FileNotFoundError if it is missing."""
     path = Path(path)
@@ -330,10 +347,17 @@ def _result(training: Training) -> RunRow:
         "epochs": len(run.history),
         "seconds_per_epoch": median(epoch["seconds"] for epoch in run.history),
         "params": run.summary["parameters"],
+        "paper_flops": _paper_flops(run.folder),
         "images_per_second": median(epoch["images_per_second"] for epoch in run.history),
         "config": run.config.identity(),
         "provenance": run.summary.get("provenance"),
     }
+
+
+@cache  # results are written after each training, with those of before
+def _paper_flops(folder: Path) -> int:
+    checkpoint = Run.load(folder).load_checkpoint("last")
+    return paper_flops(checkpoint.model, checkpoint.preprocessing.image_size)
 
 
 def _check_same_study(spec: StudySpec, name: str, results: StudyResults) -> None:
@@ -381,6 +405,7 @@ def _summarised(runs: Sequence[RunRow]) -> list[SummaryRow]:
                 "test_error": float(np.mean(errors)),
                 "test_error_interval": t_interval(errors),
                 "params": group[0]["params"],
+                "paper_flops": group[0].get("paper_flops"),
                 "seconds_per_epoch": median(row["seconds_per_epoch"] for row in group),
                 "images_per_second": median(row["images_per_second"] for row in group),
             }
@@ -391,13 +416,15 @@ def _summarised(runs: Sequence[RunRow]) -> list[SummaryRow]:
 def paired_differences(summary: Sequence[SummaryRow], baseline: str) -> list[DifferenceRow]:
     """Compare with a study's model `baseline`, seed by seed: a row for each that shares a finished seed with it.
 
-    The baseline's runs are those of the same variant, or where that variant is not for it, of the first that is.
+    The baseline's runs are those of the same variant, or where that variant is not for it, of the first that is. With
+    the first its own other variants are compared, too.
     """
     plain = {row["variant"]: row for row in summary if row["model"] == baseline}
+    first = next(iter(plain.values()), None)
     rows: list[DifferenceRow] = []
     for row in summary:
-        reference = plain.get(row["variant"]) or next(iter(plain.values()), None)
-        if row["model"] == baseline or reference is None:
+        reference = first if row["model"] == baseline else plain.get(row["variant"], first)
+        if reference is None or reference is row:
             continue
         errors, others = (dict(zip(each["seeds"], each["test_errors"], strict=True)) for each in (row, reference))
         seeds = [seed for seed in row["seeds"] if seed in others]

@@ -33,7 +33,8 @@ def study_frame(results: "StudyResults") -> pd.DataFrame:
     Returns:
         Text columns, indexed by model and variant: seeds (finished of planned), top-1 error (mean over seeds and its
         95 % interval), top-5 error, top-1 error with fresh batch-norm statistics, all in percent; the difference from
-        the study's first model, in percentage points; parameters; and top-1 error on ImageNet, as published.
+        the study's first model, in percentage points; parameters; FLOPs of one image in the paper's count; images that
+        a second of training took, as the machine was then; and top-1 error on ImageNet, as published.
     """
     differences = {_place(row): row for row in results["differences"]}
     summary = {_place(row): row for row in results["summary"]}
@@ -43,6 +44,7 @@ def study_frame(results: "StudyResults") -> pd.DataFrame:
         runs = [row for row in results["runs"] if _place(row) == place]
         done = [row["last"] for row in runs if row["state"] != NOT_RUN]
         row, difference = summary.get(place), differences.get(place)
+        flops = row.get("paper_flops") if row else None
         lines[_title(*place)] = {
             "seeds": f"{len(done)} of {len(runs)}",
             "top-1 error (%)": _with_interval(row["test_error"], row["test_error_interval"]) if row else NOT_RUN,
@@ -52,6 +54,8 @@ def study_frame(results: "StudyResults") -> pd.DataFrame:
             if difference
             else "",
             "parameters (M)": f"{row['params'] / 1e6:.2f}" if row else "",
+            "FLOPs (M)": f"{flops / 1e6:.1f}" if flops else "",
+            "training (images/s)": f"{row['images_per_second']:.0f}" if row else "",
             "ImageNet top-1 error, paper (%)": published.get(place[0], ""),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -173,7 +177,8 @@ def _place(row: Row) -> tuple[str, str]:
 
 
 def _title(model: str, variant: str) -> str:
-    return model if variant == PLAIN_VARIANT else f"{model}, {variant}"
+    name = model.rpartition(":")[2]  # of a builder such as my_package.nets:wide, its own
+    return name if variant == PLAIN_VARIANT else f"{name}, {variant}"
 
 
 def _mean(runs: Sequence[Row], name: str) -> str:

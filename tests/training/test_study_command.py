@@ -13,12 +13,14 @@ import pytest
 import yaml
 
 from kaconv.cli import main
-from kaconv.models import register_builder, registry
+from kaconv.models import create_model, register_builder, registry
+from kaconv.models.complexity import complexity
 from kaconv.training import Run, study, study_jobs
 from kaconv.training.study_results import (
     detectable_difference,
     merge_results,
     read_study_results,
+    study_command,
     study_status,
 )
 from kaconv.training.study_spec import load_study, parse_study, study_trainings
@@ -164,6 +166,7 @@ def test_a_study_runs_and_writes_its_results(trained):
     )
     assert row["last"] == run.summary["last"]
     assert row["params"] == run.summary["parameters"]
+    assert row["paper_flops"] == complexity(create_model(PLAIN, 10), 8).paper_flops
     assert row["seconds_per_epoch"] == run.history[0]["seconds"]
     assert {"commit", "machine", "versions", "command"} <= results["provenance"].keys()
     (difference,) = results["differences"]
@@ -379,6 +382,24 @@ def test_differences_are_paired_by_seed():
     merged, _ = merge_results(parse_study(SMALL), [("one", results_of(*runs))])
     (row,) = merged["differences"]
     assert (row["seeds"], row["differences"], row["difference"]) == ([1, 2], [-2.0, -1.0], -1.5)
+
+
+def test_variants_of_the_first_model_are_compared_with_its_first():
+    spec = parse_study(SMALL | {"variants": {"plain": {}, "slow": {"lr": 0.01}}})
+    errors = {("plain", PLAIN): 10.0, ("slow", PLAIN): 12.0, ("plain", LIGHT): 9.0, ("slow", LIGHT): 8.0}
+    runs = [result_of(model, 0, error, variant) for (variant, model), error in errors.items()]
+    merged, _ = merge_results(spec, [("one", results_of(*runs) | {"study": spec.to_dict()})])
+    found = {(row["variant"], row["model"]): row["difference"] for row in merged["differences"]}
+    assert found == {("slow", PLAIN): 2.0, ("plain", LIGHT): -1.0, ("slow", LIGHT): -4.0}
+
+
+def test_the_command_of_a_study_opts_in_to_its_builders(monkeypatch):
+    monkeypatch.setattr(registry, "OWN_BUILDERS", {})
+    path = ROOT / "reports/studies/cifar10_ablations.yaml"
+    words = study_command("reports/studies/cifar10_ablations.yaml", yaml.safe_load(path.read_text())).split()
+    assert words[:3] == ["kaconv", "--builder", "kaconv.bench.study_ablations:no_logit_bias"]
+    assert words[words.index("study") + 1] == "reports/studies/cifar10_ablations.yaml"
+    assert main([*words[1 : words.index("--jobs")], "--status"]) == 0
 
 
 def test_merging_keeps_the_first_and_refuses_another_run():
