@@ -39,7 +39,7 @@ from kaviz.plots.map_grid import most_dependent_channels
 from kaviz.plots.robustness import plot_corruptions
 from kaviz.plots.speed import plot_peak_memory, plot_time_ratios, speed_frame, style_speed
 from kaviz.plots.stability import plot_attention_against_pixels, plot_changed_pictures, plot_stability
-from kaviz.plots.study import plot_study, study_findings, study_frame
+from kaviz.plots.study import plot_study, study_findings, study_frame, study_order
 from kaviz.plots.table import plot_added_cost, plot_error_against, plot_error_against_cost, style_table, table_frame
 from kaviz.plots.training import plot_cost_and_benefit, plot_learning_curves, plot_test_errors
 
@@ -96,6 +96,7 @@ __all__ = [
     "statistics_frame",
     "study_findings",
     "study_frame",
+    "study_order",
     "style_speed",
     "style_table",
     "table_frame",

@@ -71,6 +71,22 @@ def study_findings(results: "StudyResults") -> list[str]:
     return notes
 
 
+def study_order(results: "StudyResults") -> str:
+    """A sentence on whether the study's models, without variants, have the order of the paper's errors on ImageNet.
+
+    Args:
+        results: what `kaconv.training.read_study_results` returns.
+    """
+    published = {row.model: row.top1_error for row in TABLE}
+    found = {row["model"]: row["test_error"] for row in results["summary"] if row["variant"] == PLAIN_VARIANT}
+    models = [model for model in found if model in published]
+    if len(models) < 2:
+        return "Too few of the paper's models have been trained in this study to compare their order."
+    theirs, ours = (sorted(models, key=errors.__getitem__) for errors in (published, found))
+    orders = f"the paper's, least error first: {', '.join(theirs)}; this study's: {', '.join(ours)}"
+    return f"The order is {'the same' if theirs == ours else 'another'}: {orders}."
+
+
 def _finding(row: "DifferenceRow", baseline: str) -> str:
     name, difference, interval = _title(*_place(row)), row["difference"], row["difference_interval"]
     size = f"{abs(difference):.1f} points {'lower' if difference < 0 else 'higher'}"

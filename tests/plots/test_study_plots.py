@@ -4,7 +4,7 @@ import pytest
 
 from kaconv.training.study_results import merge_results
 from kaconv.training.study_spec import parse_study
-from kaviz.plots import plot_study, study_findings, study_frame
+from kaviz.plots import plot_study, study_findings, study_frame, study_order
 
 MODELS = ["mobilenetv2_050", "ka_mobilenetv2_050_l", "ka_mobilenetv2_050_h"]
 SPEC = parse_study(
@@ -30,7 +30,7 @@ def a_run(model: str, variant: str, seed: int, error: float | None) -> dict:
         return row
     last = {"epoch": 3, "test_error": error, "test_top5_error": error / 5, "test_error_fresh_statistics": error - 0.5}
     speed = 100.0 if model == MODELS[0] else 50.0
-    costs = {"params": 704_074, "seconds_per_epoch": 60.0, "images_per_second": speed}
+    costs = {"params": 704_074, "paper_flops": 24_990_000, "seconds_per_epoch": 60.0, "images_per_second": speed}
     return row | costs | {"state": "done", "best": last, "last": last, "epochs": 3, "config": {"data": "digits"}}
 
 
@@ -51,6 +51,7 @@ def test_the_table_says_what_was_run_and_what_was_not(results):
     assert plain["top-5 error (%)"] == "6.1"
     assert plain["top-1, fresh statistics (%)"] == "30.2"
     assert plain["ImageNet top-1 error, paper (%)"] == "35.62"
+    assert (plain["FLOPs (M)"], plain["training (images/s)"]) == ("25.0", "100")
     assert large["difference (points)"].startswith("-1.5 (")
     assert warm["difference (points)"] == "-3.0 (single seed)"
     assert (missing["seeds"], missing["top-1 error (%)"]) == ("0 of 3", "not run")
@@ -81,3 +82,21 @@ def test_the_findings_claim_no_more_than_the_seeds_say(results):
     assert missing == "5 of 12 trainings have not been run."
     results["differences"][0] |= {"difference": -0.2, "difference_interval": (-1.0, 0.6)}
     assert "cannot be told apart (-0.2 points" in study_findings(results)[0]
+
+
+def test_the_order_is_compared_with_the_papers(results):
+    large, plain = MODELS[1], MODELS[0]
+    expected = (
+        f"The order is the same: the paper's, least error first: {large}, {plain}; this study's: {large}, {plain}."
+    )
+    assert study_order(results) == expected
+    worse = results | {"summary": [row | {"test_error": 31 + (row["model"] == large)} for row in results["summary"]]}
+    assert study_order(worse).startswith("The order is another: the paper's, least error first: ka_mobilenetv2_050_l")
+    assert study_order(results | {"summary": []}).startswith("Too few")
+
+
+def test_a_builder_goes_by_its_function(results):
+    renamed = {"my.nets:wide" if model == MODELS[2] else model: 0 for model in MODELS}
+    runs = [row | {"model": "my.nets:wide"} if row["model"] == MODELS[2] else row for row in results["runs"]]
+    study = results["study"] | {"models": list(renamed)}
+    assert list(study_frame(results | {"study": study, "runs": runs}).index)[-1] == "wide"
