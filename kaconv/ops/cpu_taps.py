@@ -1,5 +1,7 @@
 """The passes of a fused KAConv on the CPU: taps.cpp, and PyTorch's matrix products where the channels are many.
 
+They compute in float32, or float64 for float64; half-precision inputs are converted, and so are what they give back.
+
 With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
 again, made by PyTorch's matrix product, or at inference by the compiled pass that pools them. With few (grouped and
 depthwise), the compiled passes make the maps of one group at a time in the processor's cache.
@@ -16,9 +18,11 @@ from torch import Tensor
 
 from kaconv.ops import native
 from kaconv.ops.constant import assume_constant_result
+from kaconv.ops.fused import real_dtype
 from kaconv.ops.geometry import Geometry
 from kaconv.ops.reference import pad, windows
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FEW_CHANNELS = 32  # of a group, up to which the compiled passes multiply by themselves
 _MANY_PIXELS = 512  # of a sample, from which its matrix product alone is as quick as one for all samples
 _CHUNKS = 16
@@ -41,8 +45,8 @@ class _Problem(ctypes.Structure):
 
 def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why `CPUTaps` cannot take this input; None where it can."""
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"the compiled CPU passes take float32 and float64, not {x.dtype}"
+    if x.dtype not in _DTYPES:
+        return f"the compiled CPU passes take {', '.join(map(str, _DTYPES))}, not {x.dtype}"
     if not _compiled():
         return "the CPU passes could not be compiled"
     return None
@@ -59,14 +63,16 @@ class CPUTaps:
     def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, z: Tensor | None = None) -> None:
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         self._format = torch.channels_last if last else torch.contiguous_format
-        self._x, self._weight, self._geometry = x.contiguous(), weight, geometry
+        self._dtype, self._x = x.dtype, x.contiguous().to(real_dtype(x))
+        self._weight, self._geometry = weight.to(self._x.dtype), geometry
         self._out_channels, self._groups = weight.shape[0], geometry.groups
         self._in_group, self._out_group = weight.shape[1], weight.shape[0] // geometry.groups
         self._size = geometry.output_size(*x.shape[2:])
         self._aligned = geometry.stride == (1, 1) and self._size == tuple(x.shape[2:])
         self._depthwise = self._in_group == self._out_group == 1
         # (G, K, C/G, Cin/G)
-        self._packed = weight.unflatten(0, (self._groups, self._out_group)).flatten(-2).permute(0, 3, 1, 2).contiguous()
+        grouped = self._weight.unflatten(0, (self._groups, self._out_group)).flatten(-2)
+        self._packed = grouped.permute(0, 3, 1, 2).contiguous()
         self._stores_maps = min(self._in_group, self._out_group) > _FEW_CHANNELS
         self._z = z
         self._kept: Tensor | None = None  # what `pooled` leaves for `aggregate`
@@ -77,7 +83,7 @@ class CPUTaps:
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
         """Samples to take at a time at inference, so that their maps stay in the cache."""
         height, width = geometry.output_size(*x.shape[2:])
-        sample = geometry.positions * weight.shape[0] * height * width * x.element_size()
+        sample = geometry.positions * weight.shape[0] * height * width * real_dtype(x).itemsize
         return max(1, _AT_ONCE_BYTES // max(1, sample))
 
     @staticmethod
@@ -120,7 +126,7 @@ class CPUTaps:
         """See `kaconv.ops.fused.Taps.aggregate`."""
         out = self._x.new_empty(len(self._x), self._out_channels, *self._size)
         self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, out)
-        return out.contiguous(memory_format=self._format)
+        return out.to(self._dtype).contiguous(memory_format=self._format)
 
     def reduce(
         self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float, dout: Tensor
@@ -128,7 +134,7 @@ class CPUTaps:
         """See `kaconv.ops.fused.Taps.reduce`."""
         d_active, d_active_xhat, d_capped = (self._sums() for _ in range(3))
         norm = (self._times_weight(r), t, gamma, beta, cap)
-        self._call("reduce", *norm, dout.contiguous(), d_active, d_active_xhat, d_capped)
+        self._call("reduce", *norm, self._real(dout), d_active, d_active_xhat, d_capped)
         return d_active, d_active_xhat, d_capped
 
     def gradients(
@@ -146,7 +152,7 @@ class CPUTaps:
     ) -> tuple[Tensor, Tensor]:
         """See `kaconv.ops.fused.Taps.gradients`."""
         norm = (self._times_weight(r), t, gamma, beta, cap)
-        slopes = (dout.contiguous(), alpha, bias, delta, epsilon)
+        slopes = (self._real(dout), alpha, bias, delta, epsilon)
         if self._stores_maps:
             self._call("gradients", *norm, *slopes, None, None)
             dx, dpacked = self._map_gradients()
@@ -155,7 +161,7 @@ class CPUTaps:
             self._call("gradients", *norm, *slopes, dx, dpacked)
             dpacked = dpacked.sum(dim=0)
         dweight = dpacked.permute(0, 2, 3, 1).reshape(self._weight.shape)
-        return dx.contiguous(memory_format=self._format), dweight
+        return dx.to(self._dtype).contiguous(memory_format=self._format), dweight.to(self._dtype)
 
     # The maps of many channels, as matrix products ----------------------------------------------------------------
 
@@ -208,6 +214,9 @@ class CPUTaps:
 
     def _sums(self, dtype: torch.dtype | None = None) -> Tensor:
         return self._x.new_empty(len(self._x), self._geometry.positions, self._out_channels, dtype=dtype)
+
+    def _real(self, maps: Tensor) -> Tensor:
+        return maps.contiguous().to(self._x.dtype)
 
     def _times_weight(self, scale: Tensor) -> Tensor:
         """With depthwise maps the planes are the input's, so that their scale holds the weight."""

@@ -78,8 +78,9 @@ def kaconv2d(
     compiling = torch.compiler.is_compiling()
     if backend == "eager" or _is_transformed() or (torch.onnx.is_in_onnx_export() if compiling else is_traced(x)):
         return eager.kaconv2d(x, weight, norm, act, attention_generator, geometry)
-    if x.is_cuda and torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
+    device = x.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
     if not compiling and _is_frozen(norm):
         norm = _as_batch_norm(norm)
@@ -109,8 +110,6 @@ def _fused_taps(
     height, width = geometry.output_size(*x.shape[2:])
     if x.shape[0] * height * width < 2:
         return None, "it wants more than one value in each channel"
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        return None, "the compiled CPU passes take no autocast"
     if x.device.type not in ("cpu", "cuda"):
         return None, f"there are no kernels for the device {x.device.type}"
     return operators.taps_for(x, weight, geometry)

@@ -23,8 +23,8 @@ from kaconv.ops.sync_batch_norm import SYNCHRONISED, has_other_processes, update
 class Taps(Protocol):
     """The passes over the maps z_k = W_k · (input seen through position k), which are zero beyond the image.
 
-    Coefficients r, t, gamma, beta, scale, shift are (K, C), sums and attention (N, K, C), contiguous; float64 for a
-    float64 input, else float32. A NaN counts as active, so that it shows.
+    Coefficients r, t, gamma, beta, scale, shift are (K, C), sums and attention (N, K, C), contiguous, of the input's
+    `real_dtype`. A NaN counts as active, so that it shows.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, z: Tensor | None = None) -> None:
@@ -136,9 +136,14 @@ def normalisation(
     return r, -mean * r, values
 
 
+def real_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of the coefficients and sums that belong to an input: float64 for a float64 one, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def affine(norm: _BatchNorm, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """gamma and beta of a batch norm over K·C channels, (K, C): float64 for a float64 x, else float32."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    """gamma and beta of a batch norm over K·C channels, (K, C), of x's `real_dtype`."""
+    dtype = real_dtype(x)
     shape = (geometry.positions, norm.num_features // geometry.positions)
     if not norm.affine:
         return torch.ones(shape, dtype=dtype, device=x.device), torch.zeros(shape, dtype=dtype, device=x.device)

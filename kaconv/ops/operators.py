@@ -30,6 +30,7 @@ from kaconv.ops.fused import (
     normalisation,
     output_shape,
     pixels_of,
+    real_dtype,
     through_aggregate,
     through_pool,
     zeros,
@@ -120,12 +121,12 @@ def _new_sums(x: Tensor, like: Tensor) -> Tensor:
 def maps(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
     """`Taps.maps`, or an empty tensor where no pass reads them."""
     shape = _maps_shape(x, weight, numbers)
-    return x.new_empty(0) if shape == (0,) else _taps(x, weight, numbers).maps()
+    return x.new_empty(0, dtype=real_dtype(x)) if shape == (0,) else _taps(x, weight, numbers).maps()
 
 
 @maps.register_fake
 def _(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
-    return x.new_empty(_maps_shape(x, weight, numbers))
+    return x.new_empty(_maps_shape(x, weight, numbers), dtype=real_dtype(x))
 
 
 @torch.library.custom_op("kaconv::moments", mutates_args=())
@@ -136,8 +137,7 @@ def moments(x: Tensor, weight: Tensor, z: Tensor, numbers: Sequence[int]) -> tup
 
 @moments.register_fake
 def _(x: Tensor, weight: Tensor, z: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    mean = x.new_empty(weight.shape[2] * weight.shape[3], weight.shape[0], dtype=dtype)
+    mean = x.new_empty(weight.shape[2] * weight.shape[3], weight.shape[0], dtype=real_dtype(x))
     return mean, torch.empty_like(mean)
 
 
@@ -220,7 +220,7 @@ def _links(
         zeros(q, q.shape),
         zeros(gamma, gamma.shape),
         zeros(gamma, gamma.shape),
-        zeros(x, _maps_shape(x, weight, numbers)),
+        zeros(gamma, _maps_shape(x, weight, numbers)),
     )
 
 

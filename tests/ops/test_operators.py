@@ -87,6 +87,17 @@ def test_compiled_equals_the_reference(channels, stride, training, grad):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_half_precision_compiles_to_the_same(channels):
+    layer, x = make(channels)
+    layer, x = layer.bfloat16(), x.bfloat16()
+    expected = results(copy.deepcopy(layer), layer, x, grad=False)["y"]
+    found = Recorded()
+    y = results(torch.compile(copy.deepcopy(layer), backend=found, fullgraph=True), layer, x, grad=True)["y"]
+    assert [name for name in found.names if name != "maps"] == STAGES["train"]
+    torch.testing.assert_close(y, expected)
+
+
 def test_inductor_trains_and_infers_with_them():
     layer, x = make("dense")
     reference, compiled = copy.deepcopy(layer), copy.deepcopy(layer)

@@ -32,11 +32,17 @@ VIEWS = {
 }
 
 
-def errors(layer: nn.Module, x: torch.Tensor, dout: torch.Tensor) -> dict[str, list[float]]:
+KINDS = {"depthwise": (8, 8, 8), "grouped": (8, 12, 4), "dense": (40, 48, 1)}
+BACKENDS = ("reference", "eager", "fused")
+
+
+def errors(
+    layer: nn.Module, x: torch.Tensor, dout: torch.Tensor, backends: tuple[str, ...] = BACKENDS
+) -> dict[str, list[float]]:
     """Of each backend: the largest error of output and of each gradient, as a share of the largest exact value."""
     exact = everything(copy.deepcopy(layer).double(), x.double(), "reference", dout.double())
     found: dict[str, list[float]] = {}
-    for backend in ("reference", "eager", "fused"):
+    for backend in backends:
         result = everything(layer, x, backend, dout)
         found[backend] = [
             float((result[name].double() - value).abs().max() / value.abs().max())
@@ -47,7 +53,7 @@ def errors(layer: nn.Module, x: torch.Tensor, dout: torch.Tensor) -> dict[str, l
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
-@pytest.mark.parametrize("channels", [(8, 8, 8), (8, 12, 4), (40, 48, 1)], ids=["depthwise", "grouped", "dense"])
+@pytest.mark.parametrize("channels", KINDS.values(), ids=KINDS.keys())
 def test_float32_is_as_exact_as_the_reference_whatever_the_view(channels, view):
     together: dict[str, list[float]] = {}
     for seed in range(SEEDS):
@@ -61,3 +67,37 @@ def test_float32_is_as_exact_as_the_reference_whatever_the_view(channels, view):
     assert median["reference"] < 1e-5
     assert median["fused"] <= 3 * median["reference"]
     assert median["eager"] <= 3 * median["reference"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("channels", KINDS.values(), ids=KINDS.keys())
+def test_half_precision_is_fused_and_about_as_exact_as_the_reference(channels, dtype, memory_format, fused_only):
+    together: dict[str, list[float]] = {}
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        layer = make(channels, nn.ReLU6, dtype=dtype, kernel_size=3, attention="LH"[seed % 2])
+        x = torch.randn(5, channels[0], 9, 7, dtype=dtype).to(memory_format=memory_format)
+        dout = torch.randn(5, channels[1], 9, 7, dtype=dtype)
+        for backend, values in errors(layer, x, dout, ("reference", "fused")).items():
+            together.setdefault(backend, []).extend(values)
+    median = {backend: np.median(values) for backend, values in together.items()}
+    assert median["fused"] <= 1.5 * median["reference"] < 0.1
+
+
+@pytest.mark.parametrize("channels", KINDS.values(), ids=KINDS.keys())
+def test_autocast_is_fused_and_about_as_exact_as_the_reference(channels, fused_only):
+    names = ("output", "dx", "weight", "norm.weight", "norm.bias")
+    together: dict[str, list[list[float]]] = {"reference": [], "fused": []}
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        layer, x = make(channels, dtype=torch.float32, kernel_size=3).eval(), torch.randn(3, channels[0], 6, 6)
+        exact = everything(copy.deepcopy(layer).double(), x.double(), "reference")
+        for backend, values in together.items():
+            with torch.autocast("cpu", torch.bfloat16):
+                found = everything(layer, x, backend)
+            assert (found["output"].dtype, found["dx"].dtype) == (torch.bfloat16, torch.float32)
+            values.append([float((found[name] - exact[name]).norm() / exact[name].norm()) for name in names])
+    median = {backend: np.median(values, axis=0) for backend, values in together.items()}
+    assert (median["fused"] <= 1.5 * median["reference"]).all()
+    assert median["reference"].max() < 0.1
