@@ -471,6 +471,11 @@ def _labels(batch: AttentionRecord) -> np.ndarray:
 
 def _judge(logits: Tensor, labels: Tensor, donor_labels: np.ndarray | None = None) -> Outcome:
     logits = logits.cpu().double()
+    if (largest := int(labels.max())) >= logits.shape[1]:
+        raise ValueError(
+            f"effects are counted in errors, so images must be of the model's {logits.shape[1]} classes; got a label "
+            f"{largest}"
+        )
     log_probabilities = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
     return Outcome(labels.numpy(), logits.argmax(1).numpy(), log_probabilities.numpy(), donor_labels)
 

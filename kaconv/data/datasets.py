@@ -102,7 +102,8 @@ def load_data(
     CIFAR-10 as image files, kept in memory and preprocessed as `cifar10` is); `fake` (noise, for trying out).
     A folder may lack train/: it is good for evaluation. A folder of class folders alone is split: `val_fraction` of
     each class are its test images, chosen by a hash of their names, so that they are the same ones everywhere and
-    stay so when others are added. Its images are upright, as `open_image` reads them;
+    stay so when others are added. Folders that are called by ImageNet's ids (n01440764) are classes of ImageNet's names
+    (tench). Its images are upright, as `open_image` reads them;
     ImageNet's and Imagenette's stay as they are stored, as is usual for them.
 
     `image_size` changes the size of the model's input from the data set's usual one. `preprocessing` replaces all of
@@ -263,7 +264,7 @@ def _split(spec: str, path: Path, preprocessing: Preprocessing, val_fraction: fl
         f"{path} has no val/ or test/: {len(test)} of its {len(samples)} images, {val_fraction:.0%} of each class, are "
         "kept for testing; their names decide which"
     )
-    return DataBundle(spec, train, test, test.classes, preprocessing, note)
+    return DataBundle(spec, train, test, _class_names(test.classes), preprocessing, note)
 
 
 def _chosen_by_name(path: Path, samples: list[tuple[str, int]], classes: list[str], share: float) -> set[str]:
@@ -293,6 +294,19 @@ def _name_what_is_passed_over(path: Path) -> None:
             names = printable(_some([str(file) for file in files]))
             count = f"{len(files)} {endings} file" + ("s are" if len(files) > 1 else " is")
             _LOGGER.warning("%s passed over; convert to JPEG or PNG: %s", count, names)
+
+
+def _named_folder(path: Path, preprocessing: Preprocessing) -> Splits:
+    train, test, folders = _folder(path, preprocessing)
+    return train, test, _class_names(folders)
+
+
+def _class_names(folders: list[str]) -> list[str]:
+    """Names of the classes in such folders: ImageNet's, where all of them have its ids, else those of the folders."""
+    if not set(folders) <= IMAGENET_WNIDS:
+        return folders
+    names = dict(zip(sorted(IMAGENET_WNIDS), _IMAGENET_CATEGORIES, strict=True))
+    return [names[wnid] for wnid in folders]
 
 
 def _imagenet(path: Path, preprocessing: Preprocessing) -> Splits:
@@ -383,7 +397,7 @@ SPECS: dict[str, tuple[Preprocessing, Callable[[Path, Preprocessing], Splits]]] 
     "cifar10": (CIFAR10, _cifar10),
     "imagenette": (IMAGENET, _imagenette),
     "imagenet": (IMAGENET, _imagenet),
-    "folder": (IMAGENET, _folder),
+    "folder": (IMAGENET, _named_folder),
     "cifar10_folder": (CIFAR10, _cifar10_folder),
     "fake": (FAKE, _fake),
 }

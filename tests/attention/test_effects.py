@@ -227,6 +227,9 @@ def test_bad_arguments_are_named(model, data):
         measure_effects(model, data, {})
     with pytest.raises(ValueError, match="no KAConv2d layer matches 'layer9'"):
         measure_effects(model, data, {"uniform": lambda batch: uniform()}, "layer9")
+    unknown = TensorDataset(data.tensors[0], data.tensors[1] + 1)
+    with pytest.raises(ValueError, match="images must be of the model's 3 classes; got a label 3"):
+        measure_effects(model, unknown, {"uniform": lambda batch: uniform()})
     only_first = attention_statistics(model, [data[:]], LAYERS[0])
     with pytest.raises(ValueError, match=r"no mean for the layer layer2.0.conv2; there are some for layer1.0.conv2"):
         measure_removals(model, data, only_first)

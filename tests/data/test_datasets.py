@@ -112,6 +112,15 @@ def test_given_preprocessing_replaces_the_data_s_own(pictures):
     torch.testing.assert_close(image[:, 10, 10], torch.tensor([60, 20, 0]) / 255)
 
 
+def test_a_folder_of_imagenet_s_ids_has_its_names(tmp_path):
+    write_pictures(tmp_path / "train", ("n02102040", "n01440764"))
+    write_pictures(tmp_path / "val", ("n02102040", "n01440764"))
+    assert load_data(f"folder:{tmp_path}").classes == ["tench", "English springer"]
+    assert load_data(f"folder:{tmp_path / 'train'}").classes == ["tench", "English springer"]
+    write_pictures(tmp_path / "train", ("dog",))
+    assert load_data(f"folder:{tmp_path / 'train'}").classes == ["dog", "n01440764", "n02102040"]
+
+
 def test_imagenet_takes_the_usual_class_names(tmp_path):
     wnids = tuple(sorted(IMAGENET_WNIDS))
     write_pictures(tmp_path / "val", wnids, count=1, size=(8, 8))

@@ -265,9 +265,12 @@ def test_imagenet_is_prepared_as_in_the_paper_unless_the_checkpoint_says_otherwi
     assert set(seen) == {(3, 224, 224)}
     path = checkpoint(tmp_path / "a.safetensors", imagenet)
     folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "val").symlink_to(imagenet / "val")
-    with pytest.raises(ValueError, match="class 0 is 'tench' there, 'n01440764' here"):
+    (folder / "val").mkdir(parents=True)
+    for place in (imagenet / "val").iterdir():
+        (folder / "val" / place.name).symlink_to(place)
+    assert evaluate_checkpoint(path, f"folder:{folder}", progress=False)["n"] == result["n"]
+    (folder / "val" / "n01440764").rename(folder / "val" / "a fish")
+    with pytest.raises(ValueError, match="class 0 is 'tench' there, 'a fish' here"):
         evaluate_checkpoint(path, f"folder:{folder}", progress=False)
 
 
