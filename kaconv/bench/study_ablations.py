@@ -27,6 +27,14 @@ def wide_hidden(num_classes: int = 10) -> nn.Module:
     return create_model(CHANGED, num_classes, min_hidden=128)
 
 
+def even_start(num_classes: int = 10) -> nn.Module:
+    """Zeros as the generators' last matrices at first, so that attention starts even and is learnt from there."""
+    model = create_model(CHANGED, num_classes)
+    for layer in _kaconvs(model):
+        nn.init.zeros_(layer.attention_generator.excite.weight)
+    return model
+
+
 def shared_norm(num_classes: int = 10) -> nn.Module:
     """One batch norm for all positions of a kernel, in place of one for each."""
     model = create_model(CHANGED, num_classes)

@@ -34,7 +34,7 @@ def test_an_ablation_is_another_network_that_learns(name):
     logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     usual = complexity(create_model("ka_resnet11_cifar_l", 7), 32).params
-    assert name == "sigmoid" or complexity(model, 32).params != usual
+    assert name in ("sigmoid", "even_start") or complexity(model, 32).params != usual
 
 
 def test_stages_and_kernels_are_those_that_the_names_say():
@@ -43,6 +43,16 @@ def test_stages_and_kernels_are_those_that_the_names_say():
     assert list(layers["last_stage"]) == ["layer3.0.conv2"]
     assert [layer.kernel_size for layer in layers["kernel_5"].values()] == [(5, 5)] * 3
     assert not _kaconvs(study_ablations.plain_kernel_5())
+
+
+def test_an_even_start_is_one():
+    model = study_ablations.even_start().train()
+    with kaconv.AttentionCapture(model) as capture:
+        model(torch.randn(2, 3, 32, 32))
+    record = capture.record()
+    for layer in record.layers:
+        torch.testing.assert_close(torch.as_tensor(record.mean(layer)), torch.full(record.mean(layer).shape, 1 / 9))
+        assert record.deviation(layer).max() < 1e-6
 
 
 def test_sigmoids_start_even_and_do_not_compete():
@@ -75,7 +85,7 @@ def test_the_study_names_them(monkeypatch):
     spec = load_study(path)
     assert set(spec.models) == {*names, "ka_resnet11_cifar_l", "ka_resnet11_cifar_h"}
     assert all(f"--builder {name}" in path.read_text() for name in names)
-    assert len(study_trainings(spec, "runs")) == (len(spec.models) + 1) * len(spec.seeds)
+    assert len(study_trainings(spec, "runs")) == (len(spec.models) + 2) * len(spec.seeds)
     peers = load_yaml(path.with_name("cifar10_peers.yaml").read_text())
     assert (spec.recipe, spec.data) == (peers["recipe"], peers["data"])
 
