@@ -107,6 +107,21 @@ def split(figure: Figure | SubFigure, rows: int, columns: int, **ratios: Any) ->
     return list(np.ravel(np.asarray(figure.subfigures(rows, columns, squeeze=False, **ratios))))
 
 
+def finish_grid(grid: np.ndarray, panels: int, xlabel: str) -> None:
+    """Remove what is left over of a grid of panels with one x axis, and label that below the lowest of each column.
+
+    Args:
+        grid: axes, (rows, columns), filled row by row.
+        panels: how many of them are in use.
+    """
+    for axes in grid.flat[panels:]:
+        axes.remove()
+    columns = grid.shape[1]
+    for axes in grid.flat[max(0, panels - columns) : panels]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(xlabel, fontsize="small")
+
+
 def inches_wide(figure: Figure | SubFigure) -> float:
     """Width of a figure, or of a part of one."""
     return figure.bbox.width / figure.figure.dpi

@@ -3,7 +3,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kaviz.style import fit, legend_columns, place_legend, signed
+from kaviz.style import finish_grid, fit, legend_columns, place_legend, signed
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,11 @@ def test_the_letters_of_a_screen_fit_into_the_place_of_a_name():
     FigureCanvasAgg(figure)
     inches = figure.text(0, 0, text, fontsize="small").get_window_extent().width / 110
     assert fit(text, inches - 0.01).count("\n") == 1
+
+
+def test_an_unfinished_row_of_panels_leaves_no_column_without_its_axis():
+    figure = Figure()
+    grid = figure.subplots(3, 2, sharex=True)
+    finish_grid(grid, 3, "seconds")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "seconds", "seconds"]
+    assert [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes] == [False, True, True]

@@ -35,6 +35,7 @@ from kaviz.style import (
     VARIANT_MARKERS,
     WIDTH,
     canvas,
+    finish_grid,
     fit,
     place_legend,
     signed,
@@ -81,12 +82,9 @@ def plot_effects(rows: "Sequence[PooledEffectRow]", ax: Axes | None = None) -> F
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
-    for axes in grid.flat[len(layers) :]:
-        axes.remove()
+    finish_grid(grid, len(layers), "percentage points")
     grid[0, 0].set_yticks(range(len(interventions)), interventions)
     grid[0, 0].set_ylim(len(interventions) - 0.5, -0.5)
-    for axes in figure.axes:
-        axes.set_xlabel("percentage points", fontsize="small")
     _legend(figure, rows)
     figure_title(
         figure, "Change of the test error where the attention is replaced, by layer and by what takes its place"
@@ -232,10 +230,7 @@ def plot_attention_and_cost(
         axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
-    for axes in grid.flat[len(layers) :]:
-        axes.remove()
-    for axes in figure.axes:
-        axes.set_xlabel("mean attention (%)", fontsize="small")
+    finish_grid(grid, len(layers), "mean attention (%)")
     for axes in grid[:, 0]:
         axes.set_ylabel(_COST, fontsize="small")
     handles = [Line2D([], [], **_marker(model), label=model) for model in models]

@@ -11,7 +11,16 @@ from matplotlib.lines import Line2D
 
 from kaviz.figures import attach_data
 from kaviz.plots.map_grid import figure_title
-from kaviz.style import VARIANT_COLORS, VARIANT_LINES, VARIANT_MARKERS, WIDTH, canvas, place_legend, variant_of
+from kaviz.style import (
+    VARIANT_COLORS,
+    VARIANT_LINES,
+    VARIANT_MARKERS,
+    WIDTH,
+    canvas,
+    finish_grid,
+    place_legend,
+    variant_of,
+)
 
 if TYPE_CHECKING:  # it imports what evaluates
     from kaconv.inference.robustness import CorruptionRow
@@ -45,13 +54,10 @@ def plot_corruptions(models: "Mapping[str, Sequence[CorruptionRow]]", ax: Axes |
         axes.set_xticks(sorted(frame["severity"].unique()))
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
-    for axes in grid.flat[len(corruptions) :]:
-        axes.remove()
+    finish_grid(grid, len(corruptions), "severity")
     grid[0, 0].set_ylim(0, 100)
     for axes in grid[:, 0]:
         axes.set_ylabel("top-1 error (%)")
-    for axes in figure.axes:
-        axes.set_xlabel("severity")
     place_legend(figure, [Line2D([], [], **_look(model), label=model) for model in models], "outside lower center")
     figure_title(figure, "Errors under corruptions of the images, by severity")
     return attach_data(figure, frame)
