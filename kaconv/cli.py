@@ -427,7 +427,7 @@ examples:
 
 The second line beside the same one with resnet50 and --weights torchvision would test the paper's claim of gains on
 COCO: a Faster R-CNN with frozen batch norms on two backbones with ImageNet weights. It takes days of a GPU for each
-seed, and was not measured; notebooks/11_detection.ipynb does the same on a small extract.
+seed, and was not measured; docs/detection.md says how to try it on a small extract.
 
 Data are voc:PATH (JPEGImages/, Annotations/, ImageSets/Main/; or images/, annotations/, train.txt, val.txt) or
 coco:PATH (annotations/instances_train*.json, instances_val*.json, train*/, val*/). OUT gets last.safetensors and

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms import v2
 
 from kaconv.data.pictures import load_rgb
@@ -95,13 +97,15 @@ def load_detection(spec: str, *, crop: bool = False) -> DetectionBundle:
       others. Classes are sorted by name; coordinates are taken as they stand.
     - `coco:PATH`: annotations/instances_train*.json and instances_val*.json, the images in train*/ and val*/.
 
-    Training images are mirrored at random.
+    Training images are mirrored at random. A box that reaches over the edge of a training image is cut there; one
+    without an area is left out.
 
     Args:
         crop: crop them at random, too, as SSD is trained (`v2.RandomIoUCrop`).
 
     Raises:
-        ValueError: for a bad spec, and for an annotation that is not as it should be, with its file.
+        ValueError: for a bad spec, for an annotation that is not as it should be, with its file, and for training or
+            test images without any object.
         FileNotFoundError: for missing files, with what was looked for and where.
         ModuleNotFoundError: for COCO, where pycocotools is not installed.
     """
@@ -112,8 +116,12 @@ def load_detection(spec: str, *, crop: bool = False) -> DetectionBundle:
     if not where.is_dir():
         raise FileNotFoundError(f"there is no folder {where.resolve()}")
     train, test, classes = (_voc if kind == "voc" else _coco)(where)
+    for part, samples in (("training", train), ("test", test)):
+        if not any(objects.corners for _, objects in samples):
+            raise ValueError(f"the {len(samples)} {part} images of {spec} have no objects")
     crops = [v2.RandomIoUCrop()] if crop else []
-    transform = v2.Compose([*crops, v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes(labels_getter=_of_objects)])
+    steps = [v2.ClampBoundingBoxes(), *crops, v2.RandomHorizontalFlip()]  # what is over the edge would be left out
+    transform = v2.Compose([*steps, v2.SanitizeBoundingBoxes(labels_getter=_of_objects)])
     return DetectionBundle(spec, DetectionImages(train, transform, counted_only=True), DetectionImages(test), classes)
 
 
@@ -154,7 +162,8 @@ def crop_inside_and_outside(dataset: DetectionImages, side: int, *, least: int =
     places = []
     for index in range(len(dataset)):
         image, target = dataset[index]
-        if squares := _squares(tuple(image.shape[1:]), target["boxes"], least, generator):
+        shape = (image.shape[1], image.shape[2])
+        if squares := _squares(shape, clip_boxes_to_image(target["boxes"], shape), least, generator):
             parts = [image[:, y : y + size, x : x + size] for x, y, size in squares]
             found.append(torch.stack([v2.functional.resize(part, [side, side], antialias=True) for part in parts]))
             places.append(index)
@@ -215,7 +224,10 @@ def _voc(where: Path) -> tuple[Samples, Samples, list[str]]:
     lists = lists if lists.is_dir() else where
     splits = []
     for split in (_first(lists, "train.txt"), _first(lists, "val.txt", "test.txt")):
-        names = [line.split()[0] for line in split.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            names = [line.split()[0] for line in split.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{split} cannot be read: {error}") from None
         if not names:
             raise ValueError(f"{split} names no image")
         files = _files_by_stem(images)
@@ -224,8 +236,6 @@ def _voc(where: Path) -> tuple[Samples, Samples, list[str]]:
             raise FileNotFoundError(f"{split} names {missing[0]}, but there is no image of that name in {images}")
         splits.append([(files[name], _voc_objects(annotations / f"{name}.xml")) for name in names])
     classes = sorted({name for split in splits for _, objects in split for name, _, _ in objects})
-    if not classes:
-        raise ValueError(f"the annotations in {annotations} have no objects")
     train, test = ([(path, _boxes(objects, classes)) for path, objects in split] for split in splits)
     return train, test, classes
 
@@ -242,34 +252,44 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 _CORNERS = ("bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
+Size = tuple[float, float]  # width and height in pixels, infinite where the annotation does not say
 Object = tuple[str, tuple[float, float, float, float], bool]  # class, corners, uncounted
 
 
 def _voc_objects(path: Path) -> list[Object]:
     try:
-        return [_voc_object(entry) for entry in ET.parse(path).getroot().iter("object")]
+        root = ET.parse(path).getroot()
+        width, height = (float(root.findtext(f"size/{name}") or 0) or math.inf for name in ("width", "height"))
+        return [_voc_object(entry, (width, height)) for entry in root.iter("object")]
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no annotation {path}") from None
     except (ET.ParseError, ValueError) as error:
         raise ValueError(f"the annotation {path} cannot be read: {error}") from None
 
 
-def _voc_object(entry: ET.Element) -> Object:
+def _voc_object(entry: ET.Element, size: Size) -> Object:
     found = {name: entry.findtext(name) for name in ("name", *_CORNERS)}
     if missing := [name for name, text in found.items() if text is None]:
         raise ValueError(f"an object lacks {', '.join(missing)}")
     left, top, right, bottom = (float(str(found[name])) for name in _CORNERS)
     return (
         str(found["name"]).strip(),
-        _checked(left, top, right, bottom),
+        _checked(left, top, right, bottom, size),
         entry.findtext("difficult", "0").strip() == "1",
     )
 
 
-def _checked(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
-    if not (left <= right and top <= bottom):  # also where one is not a number
-        raise ValueError(f"a box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) is upside down")
-    return left, top, right, bottom
+def _checked(left: float, top: float, right: float, bottom: float, size: Size) -> tuple[float, float, float, float]:
+    corners, (width, height) = (left, top, right, bottom), size
+    where = f"a box from ({left:g}, {top:g}) to ({right:g}, {bottom:g})"
+    if not all(map(math.isfinite, corners)):
+        raise ValueError(f"{where} is not finite")
+    if left > right or top > bottom:
+        raise ValueError(f"{where} is upside down")
+    has_area = left < right and top < bottom
+    if has_area and (right <= 0 or bottom <= 0 or left >= width or top >= height):
+        raise ValueError(f"{where} lies outside of the image of {width:g} x {height:g} pixels")
+    return corners
 
 
 def _boxes(objects: list[Object], classes: list[str]) -> Boxes:
@@ -283,13 +303,20 @@ def _boxes(objects: list[Object], classes: list[str]) -> Boxes:
 
 def _coco(where: Path) -> tuple[Samples, Samples, list[str]]:
     loaded = [_coco_split(where, split) for split in ("train", "val")]
-    names = {entry["id"]: str(entry["name"]) for data in loaded for entry in data.coco.dataset["categories"]}
+    (_, ours), (_, theirs) = loaded
+    if renamed := [number for number in ours if theirs.get(number, ours[number]) != ours[number]]:
+        first = renamed[0]
+        raise ValueError(
+            f"category {first} is {ours[first]} in training, but {theirs[first]} in validation, in {where}"
+        )
+    names = ours | theirs
     classes = [names[number] for number in sorted(names)]
-    train, test = (_coco_samples(data, names, classes) for data in loaded)
+    train, test = (_coco_samples(data, own, classes) for data, own in loaded)
     return train, test, classes
 
 
-def _coco_split(where: Path, split: str) -> CocoDetection:
+def _coco_split(where: Path, split: str) -> tuple[CocoDetection, dict[int, str]]:
+    """The annotated images, and the categories' names by number."""
     pattern = f"instances_{split}*.json"
     files = sorted((where / "annotations").glob(pattern))
     if len(files) != 1:
@@ -301,16 +328,18 @@ def _coco_split(where: Path, split: str) -> CocoDetection:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says that it loads
             data = CocoDetection(folder, str(files[0]))
-        missing = [name for name in ("images", "annotations", "categories") if name not in data.coco.dataset]
+        content = data.coco.dataset
+        missing = [name for name in ("images", "annotations", "categories") if not content.get(name)]
+        names = {entry["id"]: str(entry["name"]) for entry in content.get("categories", [])}
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(missing_package(error), name=error.name) from None
     except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError, TypeError) as error:
-        raise ValueError(f"the annotations {files[0]} cannot be read: {error!r}") from None
+        raise ValueError(f"the annotations {files[0]} cannot be read: {_reason(error)}") from None
     if missing:
         raise ValueError(f"the annotations {files[0]} lack {', '.join(missing)}")
-    if not data.ids:
-        raise ValueError(f"the annotations {files[0]} name no image")
-    return data
+    if len(data.ids) < len(content["images"]):
+        raise ValueError(f"the annotations {files[0]} have several images of one id")
+    return data, names
 
 
 def _coco_samples(data: CocoDetection, names: dict[int, str], classes: list[str]) -> Samples:
@@ -318,14 +347,24 @@ def _coco_samples(data: CocoDetection, names: dict[int, str], classes: list[str]
     for number in data.ids:
         entry = data.coco.loadImgs(number)[0]
         try:
-            objects = [_coco_object(annotation, names) for annotation in data.coco.imgToAnns[number]]
-            samples.append((Path(data.root) / entry["file_name"], _boxes(objects, classes)))
+            size = (entry.get("width") or math.inf, entry.get("height") or math.inf)
+            objects = [_coco_object(annotation, names, size) for annotation in data.coco.imgToAnns[number]]
+            path = Path(data.root) / entry["file_name"]
         except (KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"image {number} of {Path(data.root).name} has a bad annotation: {error!r}") from None
+            raise ValueError(f"image {number} of {data.root} has a bad annotation: {_reason(error)}") from None
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no image {path}, which the annotations name")
+        samples.append((path, _boxes(objects, classes)))
     return samples
 
 
-def _coco_object(annotation: dict[str, Any], names: dict[int, str]) -> Object:
+def _coco_object(annotation: dict[str, Any], names: dict[int, str], size: Size) -> Object:
     left, top, width, height = (float(value) for value in annotation["bbox"])
-    box = _checked(left, top, left + width, top + height)
-    return names[annotation["category_id"]], box, bool(annotation.get("iscrowd", 0))
+    box = _checked(left, top, left + width, top + height, size)
+    if (category := annotation["category_id"]) not in names:
+        raise ValueError(f"its category {category} is not among the categories {', '.join(map(str, sorted(names)))}")
+    return names[category], box, bool(annotation.get("iscrowd", 0))
+
+
+def _reason(error: Exception) -> str:
+    return f"an entry lacks {error.args[0]}" if isinstance(error, KeyError) else str(error)

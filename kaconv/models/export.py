@@ -28,7 +28,7 @@ def export(checkpoint: Checkpoint, path: str | Path, format: str) -> None:
         format: "onnx" or "pt2" (for `torch.export.load`).
 
     Raises:
-        ValueError: for another format.
+        ValueError: for another format, or a model that gives no tensor, such as a detector.
         ModuleNotFoundError: if what writes ONNX is not installed.
     """
     if format not in FORMATS:
@@ -49,6 +49,14 @@ def _program(checkpoint: Checkpoint) -> ExportedProgram:
     # Two images: a batch of one would be taken for a constant.
     images = torch.zeros(2, 3, size, size)
     with use_backend("eager"):
+        with torch.no_grad():
+            output = checkpoint.model.eval()(images)
+        if not isinstance(output, torch.Tensor):
+            kind = type(output).__name__
+            raise ValueError(
+                f"only models that give a tensor are exported; {checkpoint.name} gives a {kind}. "
+                "torch.onnx.export(model, ([image],), path, dynamo=False) writes a detector"
+            )
         return torch.export.export(checkpoint.model.eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
 
 

@@ -171,6 +171,7 @@ class _Training:
 
     Args:
         losses: the mean of each epoch.
+        loss_sum: over the steps of the epoch so far.
         seconds: of all steps so far, those before an interruption, too.
     """
 
@@ -188,7 +189,7 @@ class _Training:
         self.peak = config.lr or LEARNING_RATES[config.detector] * config.batch_size
         self.optimizer = SGD(self.trained, lr=self.peak, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
         self.losses: list[float] = []
-        self.totals = torch.zeros(3, dtype=torch.float64)  # of the epoch so far: loss, nothing, steps
+        self.loss_sum = 0.0
         self.seconds = 0.0
         self.last_saved = time.monotonic()
 
@@ -211,12 +212,12 @@ class _Training:
         bar = tqdm(self.loader, description, unit="step", leave=False, disable=hidden)
         began, before = time.perf_counter(), self.seconds
         for step, (images, targets) in enumerate(bar, first_step + 1):
-            self.totals += torch.tensor([self._step(epoch, step, images, targets), 0, 1])
+            self.loss_sum += self._step(epoch, step, images, targets)
             self.seconds = before + time.perf_counter() - began
             if step < self.batches.steps and time.monotonic() - self.last_saved >= 60 * SAVE_MINUTES:
                 self._save(epoch, step)
-        self.losses.append(float(self.totals[0] / self.totals[2]))
-        self.totals = torch.zeros_like(self.totals)
+        self.losses.append(self.loss_sum / self.batches.steps)
+        self.loss_sum = 0.0
         self._save(epoch + 1, 0)
         if self.progress:
             print(f"{description}: loss {self.losses[-1]:.3f}", flush=True)
@@ -242,12 +243,10 @@ class _Training:
             "epoch": epoch,
             "step": step,
             "history": json.dumps(self.losses),
-            "totals": self.totals,
+            "totals": torch.tensor([self.loss_sum], dtype=torch.float64),
             "epoch_seconds": self.seconds,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "ema": None,
-            "scaler": None,
         }
         save_state(Path(self.config.out), state)
         self.last_saved = time.monotonic()
@@ -259,7 +258,7 @@ class _Training:
             raise ValueError(f"there is no epoch {epoch}, step {step + 1} in this training")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.losses, self.totals, self.seconds = losses, state["totals"], state["epoch_seconds"]
+        self.losses, self.loss_sum, self.seconds = losses, float(state["totals"][0]), state["epoch_seconds"]
         return epoch, step
 
 

@@ -28,10 +28,12 @@ _RULES: dict[str, Rule] = {
     "epoch": whole(1),
     "step": whole(0),
     "history": ("text", lambda value: isinstance(value, str)),
-    "totals": ("three sums", lambda value: isinstance(value, torch.Tensor) and value.shape == (3,)),
+    "totals": ("a row of sums", lambda value: isinstance(value, torch.Tensor) and value.dim() == 1 and len(value) > 0),
     "epoch_seconds": ("a number >= 0", is_number(lambda value: 0 <= value < math.inf)),
     "model": ("tensors by name", lambda value: isinstance(value, dict)),
     "optimizer": ("an optimizer's state", lambda value: isinstance(value, dict)),
+}
+_OPTIONAL_RULES: dict[str, Rule] = {
     "ema": ("tensors by name or None", lambda value: isinstance(value, dict | None)),
     "scaler": ("a gradient scaler's state or None", lambda value: isinstance(value, dict | None)),
 }
@@ -41,7 +43,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write a state, in one step, and remove all but it and its predecessor.
 
     Args:
-        state: tensors, numbers, strings, lists and dicts; `epoch` and `step` say where it stands.
+        state: tensors, numbers, strings, lists and dicts; `epoch` and `step` say where it stands. It needs what
+            `_RULES` names, and may have what `_OPTIONAL_RULES` names.
     """
     name = f"state-{state['epoch']:05d}-{state['step']:07d}.pt"
     buffer = io.BytesIO()  # written by Python: torch does not say that a disk is full
@@ -102,7 +105,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError("it holds no training's state")
     if missing := _RULES.keys() - state.keys():
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    check_values(state, _RULES)
+    check_values(state, _RULES | {name: rule for name, rule in _OPTIONAL_RULES.items() if name in state})
     return state
 
 

@@ -379,6 +379,10 @@ class _Trainer:
             raise ValueError("its history is not that of the epochs before")
         for metrics in history:
             check_numbers(metrics, EPOCH)
+        if state["totals"].shape != self.totals.shape:
+            raise ValueError(f"it has {len(state['totals'])} sums of the epoch in place of {len(self.totals)}")
+        if self.ema and state.get("ema") is None:
+            raise ValueError("it lacks ema, the averaged weights")
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, values in self.optimizer.state.items():
@@ -387,7 +391,7 @@ class _Trainer:
                 raise ValueError("its momentum is that of another model")
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        if self.accelerator.scaler and state["scaler"]:
+        if self.accelerator.scaler and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.run.history = history
         if self.writes:  # the other processes' part of the sums is in it

@@ -93,6 +93,12 @@ def test_an_image_may_have_no_object(shapes):
     assert image.ndim == 3
 
 
+def test_a_box_over_the_edge_is_cut_there_in_training(shapes):
+    annotation(shapes, f"<annotation>{OBJECT.format('', -7)}</annotation>")
+    corners = {tuple(load_detection(f"voc:{shapes}").train[1][1]["boxes"][0].tolist()) for _ in range(12)}
+    assert corners == {(0, 1, 9, 9), (39, 1, 48, 9)}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -105,6 +111,11 @@ def test_an_image_may_have_no_object(shapes):
         (f"<annotation>{OBJECT.format('', 'left')}</annotation>", "train-0001.xml cannot be read: could not convert"),
         (f"<annotation>{OBJECT.format('', 20)}</annotation>", r"a box from \(20, 1\) to \(9, 9\) is upside down"),
         ("<annotation><object>disc</object></annotation>", "an object lacks name, bndbox/xmin"),
+        (f"<annotation>{OBJECT.format('', '-inf')}</annotation>", r"a box from \(-inf, 1\) to \(9, 9\) is not finite"),
+        (
+            f"<annotation><size><width>5</width><height>48</height></size>{OBJECT.format('', 6)}</annotation>",
+            r"a box from \(6, 1\) to \(9, 9\) lies outside of the image of 5 x 48 pixels",
+        ),
     ],
 )
 def test_a_bad_annotation_is_named_in_one_line(shapes, text, message):
@@ -121,6 +132,9 @@ def test_what_is_missing_is_named(shapes, tmp_path):
     Path(shapes, "images", "train-0000.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"train\.txt names train-0000, but there is no image of that name"):
         load_detection(f"voc:{shapes}")
+    Path(shapes, "train.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"train\.txt cannot be read: 'utf-8' codec"):
+        load_detection(f"voc:{shapes}")
     Path(shapes, "train.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"looked for train\.txt in"):
         load_detection(f"voc:{shapes}")
@@ -129,6 +143,14 @@ def test_what_is_missing_is_named(shapes, tmp_path):
     for spec in ("digits", "voc:", f"folder:{shapes}"):
         with pytest.raises(ValueError, match="it is given as voc:PATH or coco:PATH"):
             load_detection(spec)
+
+
+@pytest.mark.parametrize(("part", "found"), [("train", "4 training"), ("val", "3 test")])
+def test_images_without_any_object_teach_and_measure_nothing(shapes, part, found):
+    for path in Path(shapes, "annotations").glob(f"{'train' if part == 'train' else 'val'}-*.xml"):
+        path.write_text("<annotation></annotation>")
+    with pytest.raises(ValueError, match=f"the {found} images of voc:.* have no objects"):
+        load_detection(f"voc:{shapes}")
 
 
 def test_crops_are_from_inside_an_object_and_from_outside_of_all(tmp_path):
@@ -182,16 +204,32 @@ def test_coco_gives_the_same_as_voc(coco, shapes, capsys):
 def test_bad_coco_annotations_are_named(coco):
     file = coco / "annotations" / "instances_train2017.json"
     content = json.loads(file.read_text())
+
+    def with_first(part, **changes):
+        first, *others = content[part]
+        first = {key: value for key, value in (first | changes).items() if value is not None}
+        return content | {part: [first, *others]}
+
     for broken, message in (
-        (content | {"annotations": [{**content["annotations"][0], "bbox": [1, 2]}]}, "bad annotation: ValueError"),
-        (content | {"annotations": [{**content["annotations"][0], "category_id": 1}]}, "bad annotation: KeyError"),
-        ({"images": []}, "lack annotations, categories"),
-        (content | {"images": []}, "name no image"),
+        (with_first("annotations", bbox=[1, 2]), "image 100 of .*train2017 has a bad annotation: not enough values"),
+        (with_first("annotations", bbox=None), "bad annotation: an entry lacks bbox"),
+        (with_first("annotations", bbox=[48, 0, 9, 9]), "lies outside of the image of 48 x 48 pixels"),
+        (with_first("annotations", category_id=1), "its category 1 is not among the categories 7, 9"),
+        (with_first("annotations", category_id=None), "cannot be read: an entry lacks category_id"),
+        (with_first("categories", name=None), "cannot be read: an entry lacks name"),
+        (with_first("categories", name="cat"), "category 7 is cat in training, but .* in validation"),
+        (with_first("images", file_name=None), "bad annotation: an entry lacks file_name"),
+        (with_first("images", id=101), "have several images of one id"),
+        ({"images": content["images"]}, "lack annotations, categories"),
+        (content | {"images": []}, "lack images"),
     ):
         file.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match=message) as error:
             load_detection(f"coco:{coco}")
         assert "\n" not in str(error.value)
+    file.write_text(json.dumps(with_first("images", file_name="other.png")))
+    with pytest.raises(FileNotFoundError, match=r"there is no image .*other\.png, which the annotations name"):
+        load_detection(f"coco:{coco}")
     file.write_text("{")
     with pytest.raises(ValueError, match=r"instances_train2017\.json cannot be read"):
         load_detection(f"coco:{coco}")

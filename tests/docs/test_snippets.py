@@ -105,6 +105,9 @@ def world(checkpoint, torch_home, tmp_path, monkeypatch):
     (tmp_path / "my" / "photos").mkdir(parents=True)
     for path in sorted((ROOT / "kaconv" / "data" / "photos").glob("*.jpg"))[:2]:
         (tmp_path / "my" / "photos" / path.name).symlink_to(path)
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (tmp_path / "coco" / f"annotations/instances_{split}.json").write_text('{"images": []}')
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,5 +1,6 @@
 import builtins
 import json
+from dataclasses import replace
 
 import onnx
 import onnxruntime
@@ -8,7 +9,7 @@ import torch
 
 from kaconv.cli import main
 from kaconv.data.preprocessing import DIGITS
-from kaconv.models import create_model
+from kaconv.models import create_model, detector
 from kaconv.models.checkpoints import load_checkpoint, save_checkpoint
 from kaconv.models.export import export
 
@@ -112,6 +113,14 @@ def test_mistakes_are_explained_in_a_line(tmp_path, checkpoints, capsys):
     assert "there is no checkpoint" in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown format 'tf'; choose from onnx, pt2"):
         export(load_checkpoint(checkpoints / "resnet11_cifar"), tmp_path / "a", "tf")
+
+
+def test_a_detector_is_refused_in_a_line(tmp_path, checkpoints):
+    checkpoint = load_checkpoint(checkpoints / "resnet11_cifar")
+    checkpoint = replace(checkpoint, model=detector("mobilenetv2_050", "ssdlite", image_size=64))
+    with pytest.raises(ValueError, match=r"\Aonly models that give a tensor are exported; .* gives a list\. [^\n]*\Z"):
+        export(checkpoint, tmp_path / "a.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_export_leaves_the_old_file(tmp_path, checkpoints, monkeypatch):

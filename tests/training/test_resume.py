@@ -176,6 +176,10 @@ def flipped(content: bytes) -> bytes:
     return bytes(changed)
 
 
+def without(state: dict, name: str) -> dict:
+    return {key: value for key, value in state.items() if key != name}
+
+
 def of_another_shape(state: dict) -> dict:
     name, value = next(iter(state["model"].items()))
     return state | {"model": state["model"] | {name: value[:-1].clone()}}
@@ -196,13 +200,20 @@ DAMAGES = {
     "epoch as text": (lambda content, state: saved(state | {"epoch": "two"}), "epoch must be a whole number >= 1, got"),
     "negative step": (lambda content, state: saved(state | {"step": -1}), "step must be a whole number >= 0, got -1"),
     "a step too many": (lambda content, state: saved(state | {"step": 3}), "no epoch 2, step 4 in this training"),
-    "no totals": (lambda content, state: saved({k: v for k, v in state.items() if k != "totals"}), "lacks totals"),
-    "two totals": (lambda content, state: saved(state | {"totals": torch.zeros(2)}), "totals must be three sums"),
+    "no totals": (lambda content, state: saved(without(state, "totals")), "lacks totals"),
+    "totals of no shape": (lambda content, state: saved(state | {"totals": torch.zeros(())}), "must be a row of sums"),
+    "two totals": (
+        lambda content, state: saved(state | {"totals": torch.zeros(2)}),
+        "2 sums of the epoch in place of 3",
+    ),
     "no history": (lambda content, state: saved(state | {"history": "[]"}), "history is not that of the epochs"),
     "no model": (lambda content, state: saved(state | {"model": {}}), "Missing key"),
     "another shape": (lambda content, state: saved(of_another_shape(state)), "size mismatch"),
     "other momentum": (lambda content, state: saved(with_other_momentum(state)), "momentum is that of another model"),
-    "no ema": (lambda content, state: saved(state | {"ema": None}), ""),
+    "no ema": (lambda content, state: saved(without(state, "ema")), "lacks ema"),
+    "ema of None": (lambda content, state: saved(state | {"ema": None}), "lacks ema"),
+    "ema as text": (lambda content, state: saved(state | {"ema": "two"}), "ema must be tensors by name or None, got"),
+    "scaler as text": (lambda content, state: saved(state | {"scaler": "two"}), "scaler must be a gradient scaler's"),
 }
 
 
@@ -234,6 +245,14 @@ def test_a_bad_state_is_passed_over_in_a_line(damage, tmp_path, interrupted, mon
     assert reason in first
     assert second == f"the training goes on from {older}"
     assert not any("\n" in message for message in caplog.messages)
+
+
+def test_a_state_need_not_name_what_the_training_has_not(tmp_path, interrupted, monkeypatch, caplog):
+    _, newest = copy_of(interrupted, tmp_path / "a")
+    newest.write_bytes(saved(without(torch.load(newest, weights_only=True), "scaler")))
+    with caplog.at_level(logging.WARNING, "kaconv"):
+        break_off(monkeypatch, config_for(tmp_path / "a"), 0)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("wrap", [bytes, with_checksum])

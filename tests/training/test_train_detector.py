@@ -1,6 +1,7 @@
 """Training of a small detector on drawn shapes."""
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from kaconv.models.checkpoints import load_checkpoint
 from kaconv.training import detection
 from kaconv.training.detection import DetectionConfig, train_detector
 from kaconv.training.run import holding
+from kaconv.training.state import save_state, state_files
 
 
 @pytest.fixture(scope="module")
@@ -61,28 +63,35 @@ def test_a_finished_training_is_not_repeated(trained, monkeypatch):
         train_detector(replace(config, seed=1))
 
 
+def break_off(config, steps, monkeypatch):
+    """Interrupt a training before the step after these, with a state of each."""
+    real, done = detection._Training._step, []
+
+    def step(self, *args):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(args[:2])
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detection, "SAVE_MINUTES", 0)
+        patch.setattr(detection._Training, "_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train_detector(config, progress=False)
+    return done
+
+
 @pytest.mark.parametrize("done", [3, 4, 6])
 def test_an_interrupted_training_goes_on(trained, tmp_path, monkeypatch, capsys, done):
     """Within an epoch, at its end, and after the last step."""
     config = replace(trained[0], out=str(tmp_path / "run"))
-    steps = []
-    real = detection._Training._step
-
-    def step(self, *args):
-        if len(steps) == done:
-            raise KeyboardInterrupt
-        steps.append(args[:2])
-        return real(self, *args)
 
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(detection, "SAVE_MINUTES", 0)
-        patch.setattr(detection._Training, "_step", step)
         patch.setattr(detection, "evaluate_detector", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train_detector(config, progress=False)
+        steps = break_off(config, done, monkeypatch)
     assert list(tmp_path.glob("run/state-*.pt"))
     with pytest.raises(ValueError, match="holds another training"):
         train_detector(replace(config, seed=1))
@@ -97,6 +106,36 @@ def test_an_interrupted_training_goes_on(trained, tmp_path, monkeypatch, capsys,
         "last.safetensors",
         "summary.json",
     ]
+
+
+def test_a_state_of_an_earlier_version_is_taken_up(trained, tmp_path, monkeypatch):
+    """They had three sums, and names for what a detector's training has not."""
+    config = replace(trained[0], out=str(tmp_path / "run"))
+    break_off(config, 3, monkeypatch)
+    state = torch.load(state_files(tmp_path / "run")[-1], weights_only=True)
+    totals = torch.tensor([state["totals"].item(), 0, state["step"]], dtype=torch.float64)
+    save_state(tmp_path / "run", state | {"totals": totals, "ema": None, "scaler": None})
+    assert train_detector(config, progress=False).summary["losses"] == trained[1].summary["losses"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"totals": torch.zeros(0)}, "totals must be a row of sums"),
+        ({"ema": "text"}, "ema must be tensors by name or None"),
+        ({"history": "[]"}, "there is no epoch 2, step 2"),
+        ({"model": {}}, "Missing key"),
+    ],
+)
+def test_a_bad_state_is_passed_over_in_a_line(trained, tmp_path, monkeypatch, caplog, change, reason):
+    config = replace(trained[0], out=str(tmp_path / "run"))
+    break_off(config, 3, monkeypatch)
+    newest = state_files(tmp_path / "run")[-1]
+    save_state(tmp_path / "run", torch.load(newest, weights_only=True) | change)
+    with caplog.at_level(logging.WARNING, "kaconv"):
+        assert break_off(config, 1, monkeypatch) == [(2, 1)]
+    assert reason in caplog.messages[0]
+    assert caplog.messages[1].startswith("the training goes on from ")
 
 
 def test_a_folder_in_use_is_refused(trained, tmp_path):

@@ -431,3 +431,14 @@ def test_a_model_of_full_size_is_shown(open_page, tmp_path, model, layers):
     for change, times in measured.items():
         print(f"\n{model}: {change}: {min(times):.0f} to {max(times):.0f} ms, median {np.median(times):.0f} ms", end="")
     print(f"\n{model}: page {path.stat().st_size / 1e6:.2f} MB")
+
+
+def test_layers_of_an_own_model_are_told_apart(open_page, tmp_path):
+    """Names are shortened where all of them stay different."""
+    for layers, shown in (
+        (("layer1.0.conv2", "layer2.0.conv2"), ["layer1.0", "layer2.0"]),
+        (("down.0.0", "down.0.3"), ["down.0.0", "down.0.3"]),
+    ):
+        record = AttentionRecord({layer: np.full((1, 3, 3, 4), 1 / 9, np.float32) for layer in layers})
+        page = export_explorer(record, tmp_path / "view.html", images=photographs(1, 32))
+        assert open_page(page).box.locator(".kv-layer .kv-name").all_text_contents() == shown

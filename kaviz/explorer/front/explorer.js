@@ -389,10 +389,13 @@ class Explorer {
   // -- the layers in a row
 
   makeLayers() {
-    this.ui.strip.replaceChildren(...this.data.layers.map(({ name, kernel, channels }) => h("label",
+    const whole = this.data.layers.map(({ name }) => name);
+    const short = whole.map((name) => name.replace(/\.(conv\d?|0)?(\.\d)?$/, ""));
+    const shown = new Set(short).size === whole.length ? short : whole; // "down.0.0" and "down.0.3" would be one
+    this.ui.strip.replaceChildren(...this.data.layers.map(({ name, kernel, channels }, number) => h("label",
       { className: "kv-layer", title: `${name}: ${kernel.join("×")}, ${channels} channels` },
       h("input", { type: "radio", name: "layer", value: name }), h("canvas"),
-      h("span", { className: "kv-name" }, name.replace(/\.(conv\d?|0)?(\.\d)?$/, "")),
+      h("span", { className: "kv-name" }, shown[number]),
       h("span", { className: "kv-meter" }, h("i")), h("span", { className: "kv-number" }))));
   }
 
