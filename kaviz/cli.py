@@ -53,6 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     report.add_argument(
         "--single-file", action="store_true", help="also write DIR/report.html, the whole report in one file, to send"
     )
+    report.add_argument(
+        "--builder",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="let the notebooks import this function, of which a checkpoint's model is; repeatable",
+    )
     notebooks = commands.add_parser(
         "notebooks",
         help="lay down the notebooks and the report specs in a folder",
@@ -65,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "notebooks":
             return _notebooks(args.folder)
+        _pass_on(args.builder)
         return _report(args.spec, args.out, args.single_file)
     except ModuleNotFoundError as error:
         print(f"kaviz: error: {missing_package(error, needed='notebooks')}", file=sys.stderr)
@@ -75,6 +83,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kaviz: interrupted", file=sys.stderr)
         return 130
+
+
+def _pass_on(builders: list[str]) -> None:
+    """Import builders, so that a wrong one comes to light, and name them to the notebooks, which are other processes."""
+    if builders:
+        from kaconv.models.registry import BUILDERS_VARIABLE, register_builder
+
+        sys.path.insert(0, "")  # the folder where one is, as for python -m
+        for builder in builders:
+            register_builder(builder)
+        os.environ[BUILDERS_VARIABLE] = ",".join(builders)
 
 
 def _exit_on_signals() -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
@@ -40,6 +41,7 @@ _KACONV = {
     for attention in ("L", "H")
 }
 BUILDERS = PLAIN | _KACONV
+BUILDERS_VARIABLE = "KACONV_BUILDERS"  # of the environment: builders, with commas between, to be imported where named
 OWN_BUILDERS: dict[str, Callable[..., nn.Module]] = {}  # of `register_builder`
 
 
@@ -79,10 +81,16 @@ def register_builder(path: str) -> Callable[..., nn.Module]:
 
 
 def check_name(name: str) -> None:
-    """ValueError, with close matches, if there is no model of this name."""
+    """Check that there is a model of this name; ValueError, with close matches, if there is none.
+
+    A builder that the environment's `KACONV_BUILDERS` has is imported: so reports pass them on to their notebooks.
+    """
     if not isinstance(name, str):
         raise ValueError(f"a model's name must be text, got {short_repr(name)}")
     if name in BUILDERS or name in OWN_BUILDERS:
+        return
+    if name in os.environ.get(BUILDERS_VARIABLE, "").split(","):
+        register_builder(name)
         return
     if ":" in name:
         raise ValueError(
