@@ -300,6 +300,10 @@ class Explorer {
     this.makeFilm();
     this.makeLayers();
     this.draw();
+    for (const strip of [this.ui.film, this.ui.strip]) { // the chosen ones come into sight
+      const { offsetLeft, offsetWidth } = strip.querySelector(":checked").parentElement;
+      strip.scrollLeft = offsetLeft - strip.offsetLeft - (strip.clientWidth - offsetWidth) / 2;
+    }
     this.root.dataset.ready = "true";
   }
 
