@@ -607,8 +607,12 @@ class Explorer {
 
   drawGrid(figure, { title, maps, ...scale }) {
     const { data, layer, slots, place: { columns, unit }, ui } = this, [caption, { firstChild: canvas }, bar] = figure.children;
-    const drawing = { kernel: layer.kernel, maps: slots.map((channel) => pick(layer, maps, channel)), columns, unit, ...scale };
-    paint(canvas, drawing, data.colors.diverging);
+    const of = [layer.name, slots, columns, unit, scale, this.first.image, this.second?.image, this.outcome?.name, this.loads];
+    renew(canvas, of, () => { // whose pixels take longer than all else
+      const drawing = { kernel: layer.kernel, maps: slots.map((channel) => pick(layer, maps, channel)), columns, unit, ...scale };
+      paint(canvas, drawing, data.colors.diverging);
+      return [];
+    });
     canvas.setAttribute("aria-label", `Maps of ${slots.length} channels of ${layer.name}, ${title}, sorted by ${ui.sort.selectedOptions[0].text}`);
     caption.textContent = title;
     bar.replaceChildren(...legend(scale));
