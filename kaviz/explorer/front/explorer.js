@@ -68,10 +68,8 @@ class Data {
     [this.outcomes, this.attributions, this.positions] = ["outcome", "attribution", "positions"].map(of);
     for (const layer of this.layers) layer.positions = layer.kernel[0] * layer.kernel[1];
     this.known = [...new Set(this.labels)].filter((label) => label >= 0).sort((x, y) => x - y);
-    this.colors = Object.fromEntries(["sequential", "diverging"].map((name) => {
-      const { buffer, byteOffset } = this.arrays[name].data;
-      return [name, new Uint32Array(buffer, byteOffset, 256)];
-    }));
+    const colors = ({ data: { buffer, byteOffset } }) => new Uint32Array(buffer, byteOffset, 256);
+    this.colors = { sequential: colors(this.arrays.sequential), diverging: colors(this.arrays.diverging) };
     this.looks = new Map();
   }
 
@@ -196,15 +194,16 @@ function paint(canvas, drawing, colors) {
 }
 
 /** One small map, as backgrounds of an element: a canvas for each would be a layer of the page for each. */
-function tint(element, drawing, colors) {
-  const { gap, width, height } = sizes(drawing), dots = [], squares = [];
+function tint(element, { kernel }, map, unit, scale, colors) {
+  const drawing = { kernel, maps: [map], columns: 1, unit, ...scale }, { gap, width, height } = sizes(drawing), dots = [], squares = [];
   const square = (color, x, y, side) => `linear-gradient(${color} 0 0) ${x}px ${y}px / ${side}px ${side}px no-repeat`;
   visitPositions(drawing, colors, (color, left, top, strong) => {
-    squares.push(square(css(color), left, top, drawing.unit));
+    squares.push(square(css(color), left, top, unit));
     if (strong) dots.push(square("#000", left + gap, top + gap, gap));
   });
   element.drawing = drawing;
   element.style = `width: ${width}px; height: ${height}px; background: ${[...dots, ...squares]}`;
+  return element;
 }
 
 /** The largest width of a position with which a map is at most so wide. */
@@ -288,6 +287,12 @@ class Explorer {
     return true;
   }
 
+  /** Show what the packs hold, or say why not. */
+  async open(packs) {
+    await this.load(packs).catch(({ message }) => this.tell(`Cannot show this view: ${message}`, true));
+    this.form.hidden = false;
+  }
+
   async load(contents) {
     const before = this.data?.names.length, data = new Data(await Promise.all(contents.map(unpack)));
     const pictures = data.pictures.map((src) => h("img", { src, alt: "", draggable: false, decoding: "sync" }));
@@ -305,19 +310,6 @@ class Explorer {
       strip.scrollLeft = offsetLeft - strip.offsetLeft - (strip.clientWidth - offsetWidth) / 2;
     }
     this.root.dataset.ready = "true";
-  }
-
-  /** Load, or say why not. */
-  open(contents) {
-    return this.load(contents).catch((error) => {
-      this.form.hidden = false;
-      this.tell(`Cannot show this view: ${error.message}`, true);
-    });
-  }
-
-  close() {
-    this.observer.disconnect();
-    this.root.replaceChildren();
   }
 
   set(changes) {
@@ -372,12 +364,6 @@ class Explorer {
     this.drawPins();
     this.drawPositions();
     this.say();
-  }
-
-  /** A map in an element of its own. */
-  small(element, { kernel }, map, unit, colors) {
-    tint(element, { kernel, maps: [map], columns: 1, unit, ...colors }, this.data.colors.diverging);
-    return element;
   }
 
   drawControls() {
@@ -447,7 +433,7 @@ class Explorer {
       const [radio, map, , meter, note] = ui.strip.children[number].children;
       const { mean, entropy } = data.look(layer, this.first), even = 1 / layer.positions;
       radio.checked = layer === chosen;
-      this.small(map, layer, mean, unitFor(layer, 48), around(even, mean, even / 100));
+      tint(map, layer, mean, unitFor(layer, 48), around(even, mean, even / 100), data.colors.diverging);
       meter.firstChild.style.width = `${100 * Math.max(0, Math.min(1, entropy))}%`;
       note.textContent = entropy.toFixed(2);
       radio.setAttribute("aria-label", `${layer.name}, ${layer.channels} channels, mean entropy ${note.textContent}`);
@@ -516,10 +502,9 @@ class Explorer {
   }
 
   onPixelKey({ key }) {
-    if (!(key in ARROWS)) return false;
-    const [x, y] = ARROWS[key];
-    this.readPixel(this.pixel[0] + x, this.pixel[1] + y);
-    return true;
+    const by = ARROWS[key];
+    if (by) this.readPixel(this.pixel[0] + by[0], this.pixel[1] + by[1]);
+    return Boolean(by);
   }
 
   /** The likeliest classes, the true one and the one from before: {title, text, now, before}. */
@@ -697,10 +682,10 @@ class Explorer {
   drawPin({ layer, channel }, chosen, others) {
     const { data, first, second, outcome, loads } = this, scale = this.scaleOf(layer), side = unitFor(layer, 42);
     const map = (who) => pick(layer, data.look(layer, who).maps, channel);
-    const figure = (title, values, colors = scale, unit = side) => {
+    const figure = (title, values, fit = scale, unit = side) => {
       const words = `${title}: ${[...values].map((value) => fixed(value)).join("  ")}`;
       const element = h("i", { className: "kv-map", role: "img", title: words, "aria-label": words });
-      return h("figure", {}, h("figcaption", {}, title), this.small(element, layer, values, unit, colors));
+      return h("figure", {}, h("figcaption", {}, title), tint(element, layer, values, unit, fit, data.colors.diverging));
     };
     renew(chosen, [first.image, second?.name, second?.image, outcome?.name, scale, loads], () => {
       const a = map(first), figures = [figure(first.name, a)];
@@ -806,13 +791,8 @@ class Explorer {
   // -- saving
 
   async copyLink() {
-    const address = this.host.link();
-    try {
-      await navigator.clipboard.writeText(address);
-      this.tell("The address of this view is copied.");
-    } catch {
-      this.tell(`The address of this view: ${address}`);
-    }
+    const address = this.host.link(), copied = await navigator.clipboard?.writeText(address).then(() => true, () => false);
+    this.tell(copied ? "The address of this view is copied." : `The address of this view: ${address}`);
   }
 
   async save(kind) {
@@ -958,8 +938,6 @@ async function zip(files) {
 
 // ------------------------------------------------------------------------------------------------------- two homes
 
-const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
-
 /** In a notebook: anywidget calls this. */
 function render({ model, el }) {
   const root = h("div", {}, document.createRange().createContextualFragment(model.get("frame")));
@@ -974,7 +952,7 @@ function render({ model, el }) {
     },
     kernel: { abilities: model.get("abilities"), ask: (message, buffers) => model.send(message, undefined, buffers) },
   });
-  const load = () => explorer.open([model.get("view_data"), ...model.get("extra_data")].map(bytesOf));
+  const load = () => explorer.open([model.get("view_data"), ...model.get("extra_data")]);
   let loading = load();
   const handlers = {
     "change:view_data change:extra_data": () => { loading = loading.then(load); },
@@ -984,7 +962,8 @@ function render({ model, el }) {
   Object.entries(handlers).forEach(([event, handler]) => model.on(event, handler));
   return () => {
     Object.entries(handlers).forEach(([event, handler]) => model.off(event, handler));
-    explorer.close();
+    explorer.observer.disconnect();
+    root.remove();
   };
 }
 
