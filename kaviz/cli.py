@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _pass_on(builders: list[str]) -> None:
-    """Import builders, so that a wrong one comes to light, and name them to the notebooks, which are other processes."""
+    """Import builders, so that a wrong one comes to light, and name them to the notebooks, other processes."""
     if builders:
         from kaconv.models.registry import BUILDERS_VARIABLE, register_builder
 

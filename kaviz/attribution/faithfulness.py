@@ -285,7 +285,7 @@ def method_agreement(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
         maps: for each method (N, H, W).
 
     Returns:
-        Rows with the columns method, other, mean, low, high, images.
+        Rows with the columns method, other, mean, low, high, images; the two that agree most first.
     """
     rows = []
     for (name, ours), (other, theirs) in combinations(maps.items(), 2):
@@ -295,7 +295,7 @@ def method_agreement(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
             if np.ptp(a) and np.ptp(b)
         ]
         rows.append({"method": name, "other": other, **_summary(values)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True) if rows else pd.DataFrame()
 
 
 def faithfulness_table(

@@ -150,6 +150,16 @@ def test_randomised_weights_are_found_out(images):
     assert torch.equal(model.linear.weight, before)
 
 
+def test_agreement_names_the_two_that_agree_and_has_them_first():
+    random = np.random.default_rng(0)
+    one, other = random.normal(size=(2, 3, 6, 6))
+    found = method_agreement({"one": one, "other": other, "cube of other": other**3, "minus one": -one})
+    assert found["mean"].is_monotonic_decreasing
+    first, *_, last = zip(found["method"], found["other"], found["mean"], strict=True)
+    assert first == ("other", "cube of other", pytest.approx(1))
+    assert last == ("one", "minus one", pytest.approx(-1))
+
+
 def test_maps_that_are_negative_everywhere_can_be_compared_with_randomised_ones(images):
     pytest.importorskip("quantus")
     model = Net()

@@ -9,8 +9,8 @@ from playwright.sync_api import Locator, Page
 _CONTROLS = "select, input, button, [tabindex='0']"
 _NAMES = """elements => elements.map(element =>
     (element.getAttribute('aria-label') || element.labels?.[0]?.textContent || element.textContent || '').trim())"""
-_PIXELS = """root => [...root.querySelectorAll('canvas')].filter(canvas => canvas.offsetParent)
-    .map(canvas => canvas.toDataURL()).join(' ')"""
+_PIXELS = """root => [...root.querySelectorAll('canvas, .kv-map')].filter(map => map.offsetParent)
+    .map(map => map.toDataURL?.() ?? map.style.cssText).join(' ')"""
 _IS_CALM = "() => new Promise(done => requestAnimationFrame(() => setTimeout(() => done(true))))"
 
 

@@ -10,19 +10,32 @@ const LINES = 4; // classes under an image, besides the true one and the one fro
 const STEP = 3; // widths of a position are multiples of it: a third stands between maps, and is the width of a dot
 const LARGEST = 27; // pixels of a position, to a side, among the maps of a layer
 
+const ARROWS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+
 const called = (all, key) => all.map((one) => [one[key], one[key]]);
-/** Lists whose options, [value, text], depend on the data. */
+/** Lists whose options, [value, text], depend on the data. The last four are there with a kernel alone. */
 const LISTS = {
   class: ({ data }) => [["", "all"], ...data.known.map((label) => [String(label), data.classes[label]])],
   method: ({ data }) => [["", data.attributions.length ? "none" : "none computed"], ...called(data.attributions, "method")],
   outcome: ({ data }) => [["", "the model's own"], ...called(data.outcomes, "name")],
   positions: ({ data }) => called(data.positions, "method"),
-};
-const KERNEL_LISTS = {
   kind: ({ abilities }) => Object.entries(abilities.interventions).map(([key, text]) => [key, `${key}: ${text}`]),
   where: ({ layer }) => [["all", "all layers"], ["layer", layer.name]],
   spot: ({ abilities, layer }) => abilities.positions[layer.name].map((name, place) => [String(place), name]),
   compute: ({ abilities }) => Object.entries(abilities.methods),
+};
+/** When a control is of no use. */
+const IDLE = {
+  right: ({ data }) => !data.known.length,
+  noB: ({ state }) => state.b < 0,
+  mode: ({ attribution }) => !attribution,
+  opacity: ({ attribution }) => !attribution,
+  previous: ({ state }) => state.page === 0,
+  next: ({ state, pages }) => state.page === pages - 1,
+  spot: ({ abilities, ui }) => !abilities.of_a_position.includes(ui.kind.value),
+  run: ({ working }) => working,
+  explain: ({ working }) => working,
+  upload: ({ abilities, working }) => working || !abilities.uploads,
 };
 
 // ---------------------------------------------------------------------------------------------------------- packs
@@ -55,10 +68,8 @@ class Data {
     [this.outcomes, this.attributions, this.positions] = ["outcome", "attribution", "positions"].map(of);
     for (const layer of this.layers) layer.positions = layer.kernel[0] * layer.kernel[1];
     this.known = [...new Set(this.labels)].filter((label) => label >= 0).sort((x, y) => x - y);
-    this.colors = Object.fromEntries(["sequential", "diverging"].map((name) => {
-      const { buffer, byteOffset } = this.arrays[name].data;
-      return [name, new Uint32Array(buffer, byteOffset, 256)];
-    }));
+    const colors = ({ data: { buffer, byteOffset } }) => new Uint32Array(buffer, byteOffset, 256);
+    this.colors = { sequential: colors(this.arrays.sequential), diverging: colors(this.arrays.diverging) };
     this.looks = new Map();
   }
 
@@ -116,13 +127,18 @@ function h(tag, properties = {}, ...children) {
   return element;
 }
 
-function fill(select, options, value) {
-  const wanted = JSON.stringify(options);
-  if (select.dataset.options !== wanted) {
-    select.replaceChildren(...options.map(([key, text]) => h("option", { value: key }, text)));
-    select.dataset.options = wanted;
-    select.disabled = options.length < 2;
-  }
+/** Give an element new children, if what they are made of is not what it was. */
+function renew(element, of, make) {
+  const made = JSON.stringify(of);
+  if (element.dataset.made === made) return false;
+  element.dataset.made = made;
+  element.replaceChildren(...make());
+  return true;
+}
+
+function fill(select, options) {
+  const { value } = select, make = () => options.map(([key, text]) => h("option", { value: key }, text));
+  if (renew(select, options, make)) select.disabled = options.length < 2;
   choose(select, value);
 }
 
@@ -145,24 +161,49 @@ function around(middle, values, least) {
   return { low: middle - reach, high: middle + reach, middle };
 }
 
-/** Draw {kernel, maps, columns, unit, low, high}: maps beside and below each other, a position `unit` pixels wide. */
-function paint(canvas, drawing, colors) {
-  const { kernel, maps, columns, unit, low, high } = drawing, gap = unit / STEP, [tall, wide] = kernel.map((side) => unit * side + gap);
-  canvas.drawing = drawing; // for who points at it, or saves it
-  canvas.width = Math.min(columns, maps.length) * wide - gap;
-  canvas.height = Math.ceil(maps.length / columns) * tall - gap;
-  const image = new ImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer);
+/** Sizes of a drawing {kernel, maps, columns, unit, low, high}: maps beside and below each other, a position `unit` wide. */
+function sizes({ kernel, maps, columns, unit }) {
+  const gap = unit / STEP, [tall, wide] = kernel.map((side) => unit * side + gap);
+  return { gap, tall, wide, width: Math.min(columns, maps.length) * wide - gap, height: Math.ceil(maps.length / columns) * tall - gap };
+}
+
+/** Call visit(color, left, top, strong) for each position of each map. */
+function visitPositions(drawing, colors, visit) {
+  const { kernel, maps, columns, unit, low, high } = drawing, { tall, wide } = sizes(drawing);
   maps.forEach((values, slot) => values.forEach((value, p) => {
     const left = (slot % columns) * wide + (p % kernel[1]) * unit;
     const top = Math.floor(slot / columns) * tall + Math.floor(p / kernel[1]) * unit;
-    const color = colors[shade(value, drawing)], strong = value >= (3 * high + low) / 4;
-    for (let row = 0, at = top * canvas.width + left; row < unit; row += 1, at += canvas.width) {
+    visit(colors[shade(value, drawing)], left, top, value >= (3 * high + low) / 4);
+  }));
+}
+
+// Both ways put a dot in the strongest: both ends of the colours look alike in grey.
+
+/** Many maps, as pixels of a canvas. */
+function paint(canvas, drawing, colors) {
+  const { gap, width, height } = sizes(drawing), { unit } = drawing, image = new ImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
+  visitPositions(drawing, colors, (color, left, top, strong) => {
+    for (let row = 0, at = top * width + left; row < unit; row += 1, at += width) {
       pixels.fill(color, at, at + unit);
-      // A dot in the strongest: both ends of the colours look alike in grey.
       if (strong && row >= gap && row < 2 * gap) pixels.fill(0xff000000, at + gap, at + 2 * gap);
     }
-  }));
+  });
+  Object.assign(canvas, { drawing, width, height }); // the drawing is for who points at it, or saves it
   canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** One small map, as backgrounds of an element: a canvas for each would be a layer of the page for each. */
+function tint(element, { kernel }, map, unit, scale, colors) {
+  const drawing = { kernel, maps: [map], columns: 1, unit, ...scale }, { gap, width, height } = sizes(drawing), dots = [], squares = [];
+  const square = (color, x, y, side) => `linear-gradient(${color} 0 0) ${x}px ${y}px / ${side}px ${side}px no-repeat`;
+  visitPositions(drawing, colors, (color, left, top, strong) => {
+    squares.push(square(css(color), left, top, unit));
+    if (strong) dots.push(square("#000", left + gap, top + gap, gap));
+  });
+  element.drawing = drawing;
+  element.style = `width: ${width}px; height: ${height}px; background: ${[...dots, ...squares]}`;
+  return element;
 }
 
 /** The largest width of a position with which a map is at most so wide. */
@@ -178,18 +219,18 @@ function box({ width, height }, className, x, y, wide, tall) {
 const under = ({ target, offsetX, offsetY }) =>
   [offsetX * target.width / target.clientWidth, offsetY * target.height / target.clientHeight].map(Math.floor);
 
-const middleOf = ({ middle }) => (middle ? `1/${Math.round(1 / middle)}` : "0");
-
 /** What the colours mean: the ends and the middle of a scale. */
-const legend = (drawing) => [h("i"), h("span", {}, drawing.write(drawing.low)), h("span", {}, middleOf(drawing)),
-  h("span", {}, drawing.write(drawing.high)), h("em", {}, drawing.about ?? "")];
+function legend({ low, high, middle, write, about = "" }) {
+  const ramp = Float32Array.from({ length: 61 }, (_, i) => low + (high - low) * i / 60);
+  const drawing = { kernel: [1, 61], maps: [ramp], columns: 1, unit: STEP, low, high };
+  return [Object.assign(h("i"), { drawing }), h("span", {}, write(low)), h("span", {}, middle ? `1/${Math.round(1 / middle)}` : "0"),
+    h("span", {}, write(high)), h("em", {}, about)];
+}
 
 /** What is under the pointer, in words and numbers. */
 const report = (output, title, line, more = "") => output.replaceChildren(h("b", {}, title), line, h("small", {}, more));
 
 // ------------------------------------------------------------------------------------------------------- explorer
-
-let count = 0;
 
 class Explorer {
   /** `host` says where it stands: state (what is chosen at first), keep(state), kernel ({ask, abilities} or null). */
@@ -199,10 +240,11 @@ class Explorer {
     this.cursor = { slot: 0, position: 0 }; // among the maps
     this.pixel = [0, 0]; // of the attribution, column and row
     root.classList.add("kaviz-explorer");
+    root.querySelector(host.kernel ? ".kv-no-kernel" : ".kv-kernel").remove();
     this.ui = {};
     for (const element of root.querySelectorAll("[data-part], [name]")) this.ui[element.dataset.part ?? element.name] = element;
+    this.loads = 0;
     this.ui.copy.hidden = !host.link;
-    (host.kernel ? this.ui.noKernel : this.ui.kernel).remove();
     this.listen();
     this.observer = new ResizeObserver(() => this.data && this.width !== this.ui.grids.firstElementChild.clientWidth && this.draw());
     this.observer.observe(this.ui.grids);
@@ -213,12 +255,14 @@ class Explorer {
     form.onsubmit = (event) => event.preventDefault();
     form.oninput = ({ target }) => {
       if (target.name in START) this.set({ [target.name]: target.value });
-      else this.draw();
+      else if (target === ui.files) this.uploadFiles();
+      else this.drawControls();
     };
     form.onclick = (event) => {
-      const { target, shiftKey } = event, { act, of } = target.closest("button")?.dataset ?? {};
+      const { target, shiftKey, detail } = event, button = target.closest("button"), { act, of } = button?.dataset ?? {};
       if (act) this[act](of);
-      if (target.name !== "a" || !event.detail || !(shiftKey || ui.pick.value === "b")) return; // no detail: by the arrows
+      else if (button?.name) this.set({ [button.name]: button.value });
+      if (target.name !== "a" || !detail || !(shiftKey || ui.pick.value === "b")) return; // no detail: by the arrows
       event.preventDefault(); // A stays what it is
       setTimeout(() => this.set({ b: target.value })); // once the browser has put it back
     };
@@ -231,24 +275,29 @@ class Explorer {
     ui.grids.onpointermove = (event) => this.point(event);
     ui.grids.onclick = (event) => this.point(event) && this.pin();
     ui.pair.onpointermove = (event) => event.target.matches("canvas") && this.readPixel(...under(event));
-    ui.panels.onpointerover = ({ target }) => target.matches("td") && this.readPosition(Number(target.dataset.position));
-    ui.files.onchange = () => this.uploadFiles();
+    ui.panels.onpointerover = ({ target }) => target.matches("td") && this.move({ position: Number(target.dataset.position) });
   }
 
   /** Home and End among radio buttons; the browser knows the arrows. */
-  onRadioKey({ key, target }) {
-    const all = [...this.form.querySelectorAll(`[type=radio][name=${target.name || "none"}]`)].filter((radio) => radio.offsetParent);
-    const radio = { Home: all[0], End: all.at(-1) }[key];
-    radio?.focus();
-    radio?.click();
-    return Boolean(radio);
+  onRadioKey({ key, target: { type, name } }) {
+    if (type !== "radio" || !["Home", "End"].includes(key)) return false;
+    const radio = [...this.form.querySelectorAll(`[type=radio][name=${name}]`)].filter((one) => one.offsetParent).at(key === "Home" ? 0 : -1);
+    radio.focus();
+    radio.click();
+    return true;
+  }
+
+  /** Show what the packs hold, or say why not. */
+  async open(packs) {
+    await this.load(packs).catch(({ message }) => this.tell(`Cannot show this view: ${message}`, true));
+    this.form.hidden = false;
   }
 
   async load(contents) {
     const before = this.data?.names.length, data = new Data(await Promise.all(contents.map(unpack)));
     const pictures = data.pictures.map((src) => h("img", { src, alt: "", draggable: false, decoding: "sync" }));
     await Promise.allSettled(pictures.map((picture) => picture.decode())); // then their sizes are known
-    Object.assign(this, { data, pictures }); // not before all can be drawn
+    Object.assign(this, { data, pictures, loads: this.loads + 1 }); // not before all can be drawn
     if (before && before < data.names.length) Object.assign(this.state, { a: before, class: "", right: "", find: "" });
     const stops = Array.from({ length: 17 }, (_, i) => css(data.colors.diverging[Math.min(255, i * 16)]));
     this.root.style.setProperty("--kv-diverging", `linear-gradient(to right, ${stops})`);
@@ -256,20 +305,11 @@ class Explorer {
     this.makeFilm();
     this.makeLayers();
     this.draw();
+    for (const strip of [this.ui.film, this.ui.strip]) { // the chosen ones come into sight
+      const { offsetLeft, offsetWidth } = strip.querySelector(":checked").parentElement;
+      strip.scrollLeft = offsetLeft - strip.offsetLeft - (strip.clientWidth - offsetWidth) / 2;
+    }
     this.root.dataset.ready = "true";
-  }
-
-  /** Load, or say why not. */
-  open(contents) {
-    return this.load(contents).catch((error) => {
-      this.form.hidden = false;
-      this.tell(`Cannot show this view: ${error.message}`, true);
-    });
-  }
-
-  close() {
-    this.observer.disconnect();
-    this.root.replaceChildren();
   }
 
   set(changes) {
@@ -315,6 +355,7 @@ class Explorer {
     this.settle();
     ui.grids.classList.toggle("kv-one", !this.second);
     this.width = ui.grids.firstElementChild.clientWidth; // before anything is changed: after it the page would be laid out again
+    this.arrange();
     this.drawControls();
     this.drawFilm();
     this.drawLayers();
@@ -322,10 +363,7 @@ class Explorer {
     this.drawMaps();
     this.drawPins();
     this.drawPositions();
-  }
-
-  paint(canvas, { kernel }, maps, unit, drawing) {
-    paint(canvas, { kernel, maps, unit, columns: 1, ...drawing }, this.data.colors.diverging);
+    this.say();
   }
 
   drawControls() {
@@ -333,18 +371,13 @@ class Explorer {
     ui.heading.textContent = data.title;
     this.summary = `${n} image${n === 1 ? "" : "s"}, ${data.layers.length} layers${data.known.length ? `, ${wrong} wrong` : ""}`;
     if (!this.message) ui.status.textContent = this.summary;
-    for (const [name, options] of Object.entries(LISTS)) fill(ui[name], options(this), state[name]);
-    for (const name of ["right", "mode", "sort", "scale", "opacity"]) choose(ui[name], state[name]);
-    if (ui.find.value !== state.find) ui.find.value = state.find;
+    for (const [name, options] of Object.entries(LISTS)) if (ui[name]) fill(ui[name], options(this));
+    for (const [name, value] of Object.entries(state)) if (ui[name] && ui[name].value !== String(value)) choose(ui[name], value);
     const [, , difference, share] = ui.sort.options;
     [difference.disabled, share.disabled] = [!this.second, !this.shares];
-    ui.right.disabled = !data.known.length;
-    ui.mode.disabled = ui.opacity.disabled = !this.attribution;
-    ui.noB.disabled = state.b < 0;
-    if (!this.abilities) return;
-    for (const [name, options] of Object.entries(KERNEL_LISTS)) fill(ui[name], options(this), ui[name].value);
-    ui.spot.disabled = !this.abilities.of_a_position.includes(ui.kind.value);
-    ui.upload.disabled = !this.abilities.uploads;
+    for (const [name, test] of Object.entries(IDLE)) if (ui[name]) ui[name].disabled = test(this);
+    const [attention, sorted] = [ui.outcome, ui.sort].map(({ selectedOptions: [{ text }] }) => text);
+    ui.chosen.textContent = `${this.layer.name} · attention: ${attention} · sorted by ${sorted}`;
   }
 
   // -- the images in a row
@@ -374,17 +407,15 @@ class Explorer {
 
   /** What the arrows alone do, the browser knows. */
   onFilmKey({ key, shiftKey }) {
-    const { inFilm, state } = this, step = { ArrowRight: 1, ArrowLeft: -1 }[key];
+    const { inFilm, state } = this, [step] = ARROWS[key] ?? [];
     const image = inFilm[inFilm.indexOf(state.b < 0 ? state.a : state.b) + step];
-    if (key === "Delete" || key === "Backspace") this.removeB();
+    if (key === "Delete" || key === "Backspace") this.set({ b: -1 });
     else if (shiftKey && image !== undefined) {
       this.set({ b: image });
       this.ui.film.children[image].scrollIntoView({ block: "nearest", inline: "nearest" });
     } else return shiftKey && step;
     return true;
   }
-
-  removeB() { this.set({ b: -1 }); }
 
   // -- the layers in a row
 
@@ -394,7 +425,7 @@ class Explorer {
     const shown = new Set(short).size === whole.length ? short : whole; // "down.0.0" and "down.0.3" would be one
     this.ui.strip.replaceChildren(...this.data.layers.map(({ name, kernel, channels }, number) => h("label",
       { className: "kv-layer", title: `${name}: ${kernel.join("×")}, ${channels} channels` },
-      h("input", { type: "radio", name: "layer", value: name }), h("canvas"),
+      h("input", { type: "radio", name: "layer", value: name }), h("i", { className: "kv-map" }),
       h("span", { className: "kv-name" }, shown[number]),
       h("span", { className: "kv-meter" }, h("i")), h("span", { className: "kv-number" }))));
   }
@@ -402,10 +433,10 @@ class Explorer {
   drawLayers() {
     const { data, ui, layer: chosen } = this;
     data.layers.forEach((layer, number) => {
-      const [radio, canvas, , meter, note] = ui.strip.children[number].children;
+      const [radio, map, , meter, note] = ui.strip.children[number].children;
       const { mean, entropy } = data.look(layer, this.first), even = 1 / layer.positions;
       radio.checked = layer === chosen;
-      this.paint(canvas, layer, [mean], unitFor(layer, 48), { title: `${layer.name.split(".").slice(0, 2).join(".")} ${entropy.toFixed(2)}`, ...around(even, mean, even / 100) });
+      tint(map, layer, mean, unitFor(layer, 48), around(even, mean, even / 100), data.colors.diverging);
       meter.firstChild.style.width = `${100 * Math.max(0, Math.min(1, entropy))}%`;
       note.textContent = entropy.toFixed(2);
       radio.setAttribute("aria-label", `${layer.name}, ${layer.channels} channels, mean entropy ${note.textContent}`);
@@ -428,36 +459,36 @@ class Explorer {
   }
 
   drawImage(figure, { name, image }) {
-    const { data, attribution } = this, [caption, picture, bars] = figure.children, overlay = picture.children[1];
+    const { data, attribution, loads } = this, [caption, picture, bars] = figure.children, [holder, overlay] = picture.children;
     caption.replaceChildren(h("b", {}, name), ` ${data.about[image]}`);
-    if (picture.dataset.image !== String(image)) {
-      const shown = this.pictures[image]?.cloneNode() ?? h("span", {}, "—"), small = shown.naturalWidth < 80;
-      picture.firstChild.replaceWith(Object.assign(shown, { alt: data.about[image], className: small ? "kv-pixels" : "" }));
-      picture.dataset.image = image;
-      picture.style.aspectRatio = `${shown.naturalWidth || 1} / ${shown.naturalHeight || 1}`;
-      picture.style.width = `${260 * Math.min(1, shown.naturalWidth / shown.naturalHeight || 1)}px`;
-    }
+    renew(holder, [image, loads], () => {
+      const shown = this.pictures[image]?.cloneNode() ?? h("span", {}, "—"), { naturalWidth: wide = 1, naturalHeight: tall = 1 } = shown;
+      picture.style.aspectRatio = `${wide} / ${tall}`;
+      picture.style.width = `${260 * Math.min(1, wide / tall)}px`;
+      return [Object.assign(shown, { alt: data.about[image], className: wide < 80 ? "kv-pixels" : "" })];
+    });
     const percent = data.row(attribution?.arrays.percent, image);
     overlay.hidden = !percent;
     if (percent) this.paintAttribution(overlay, percent);
     overlay.setAttribute("aria-label", `${attribution?.method} of ${name}: ${data.about[image]}`);
-    bars.replaceChildren(...this.ranking(image).map(({ title, text, now, before }) => h("li", {},
+    const ranking = this.ranking(image);
+    renew(bars, ranking, () => ranking.map(({ title, text, now, before }) => h("li", {},
       h("span", { className: "kv-class", title }, title), h("span", { className: "kv-value" }, text),
       h("span", { className: "kv-bar" }, h("i", { style: `width: ${100 * now}%` }),
         before !== undefined && h("s", { style: `left: ${100 * before}%` })))));
   }
 
   paintAttribution(canvas, percent) {
-    const { state, data } = this, isSigned = state.mode === "signed";
-    [canvas.height, canvas.width] = this.attribution.arrays.percent.shape.slice(1);
-    canvas.className = canvas.width <= 16 ? "kv-pixels" : "";
+    const { state, data } = this, isSigned = state.mode === "signed", [, rows, columns] = this.attribution.arrays.percent.shape;
+    canvas.className = columns <= 16 ? "kv-pixels" : "";
     canvas.style.opacity = `${state.opacity}%`;
-    const image = new ImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer);
+    const image = new ImageData(columns, rows), pixels = new Uint32Array(image.data.buffer);
     percent.forEach((code, index) => {
       const strength = Math.abs(code - 100) / 100, alpha = isSigned ? Math.round(255 * Math.min(1, 1.5 * strength)) : 255;
       const color = isSigned ? data.colors.diverging[shade(code, { low: 0, high: 200 })] : data.colors.sequential[shade(strength, { low: 0, high: 1 })];
       pixels[index] = (color & 0xffffff) | (alpha << 24);
     });
+    [canvas.width, canvas.height] = [columns, rows];
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
@@ -474,10 +505,9 @@ class Explorer {
   }
 
   onPixelKey({ key }) {
-    const [x, y] = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[key] ?? [];
-    if (x === undefined) return false;
-    this.readPixel(this.pixel[0] + x, this.pixel[1] + y);
-    return true;
+    const by = ARROWS[key];
+    if (by) this.readPixel(this.pixel[0] + by[0], this.pixel[1] + by[1]);
+    return Boolean(by);
   }
 
   /** The likeliest classes, the true one and the one from before: {title, text, now, before}. */
@@ -532,72 +562,84 @@ class Explorer {
     return place;
   }
 
-  drawMaps() {
-    const { data, layer, state, first, second, ui } = this, a = data.look(layer, first).maps;
+  /** What there is to draw of the maps: `grids` for A, B and their difference, and the channels that have a slot in each. */
+  arrange() {
+    const { data, layer, state, first, second, cursor } = this, a = data.look(layer, first).maps;
     const grid = (who, maps) => ({ name: who.name, title: `${who.name}: ${data.names[who.image]}`, maps, ...this.scaleOf(layer) });
     this.grids = [grid(first, a)];
     this.distances = null;
     if (second) {
-      const b = data.look(layer, second).maps, difference = a.map((value, index) => value - b[index]), name = `${first.name} − ${second.name}`;
-      this.grids.push(grid(second, b), { name, title: name, maps: difference, ...around(0, difference, 0.001),
+      const b = data.look(layer, second).maps, difference = a.map((value, index) => value - b[index]), title = `${first.name} − ${second.name}`;
+      this.grids.push(grid(second, b), { name: title, title, maps: difference, ...around(0, difference, 0.001),
         about: "difference, on its own scale", write: (value) => fixed(value, 3) });
       this.distances = distances(layer, a, b);
     }
     this.place = this.fit(second ? 340 : 300);
-    const { room } = this.place, pages = Math.ceil(layer.channels / room), { previous, pages: note, next } = ui;
-    state.page = whole(state.page, 0, pages - 1);
+    const { room } = this.place;
+    this.pages = Math.ceil(layer.channels / room);
+    state.page = whole(state.page, 0, this.pages - 1);
     this.slots = this.order().slice(state.page * room, (state.page + 1) * room);
-    [previous.disabled, next.disabled] = [state.page === 0, state.page === pages - 1];
-    note.textContent = pages === 1 ? `all ${layer.channels}`
-      : `${state.page * room + 1}–${state.page * room + this.slots.length} of ${layer.channels}`;
-    this.cursor = { slot: whole(this.cursor.slot, 0, this.slots.length - 1), position: whole(this.cursor.position, 0, layer.positions - 1) };
-    [...ui.grids.children].forEach((figure, number) => {
-      figure.hidden = !this.grids[number];
-      if (this.grids[number]) this.drawGrid(figure, this.grids[number]);
-    });
-    this.drawBoxes();
-    this.say();
+    this.cursor = { slot: whole(cursor.slot, 0, this.slots.length - 1), position: whole(cursor.position, 0, layer.positions - 1) };
   }
 
-  drawGrid(figure, { maps, ...drawing }) {
-    const { layer, slots, place: { columns, unit }, ui } = this, [caption, { firstChild: canvas }, bar] = figure.children;
-    this.paint(canvas, layer, slots.map((channel) => pick(layer, maps, channel)), unit, { columns, ...drawing });
-    canvas.setAttribute("aria-label", `Maps of ${slots.length} channels of ${layer.name}, ${drawing.title}, sorted by ${ui.sort.selectedOptions[0].text}`);
-    caption.textContent = drawing.title;
-    bar.replaceChildren(...legend(drawing));
+  drawMaps() {
+    const { layer: { channels }, grids, slots, state: { page }, place: { room }, ui } = this;
+    ui.pages.textContent = this.pages === 1 ? `all ${channels}` : `${page * room + 1}–${page * room + slots.length} of ${channels}`;
+    [...ui.grids.children].forEach((figure, number) => {
+      figure.hidden = !grids[number];
+      if (grids[number]) this.drawGrid(figure, grids[number]);
+    });
+    [ui.previous.value, ui.next.value] = [page - 1, page + 1];
+    this.drawBoxes();
+  }
+
+  drawGrid(figure, { title, maps, ...scale }) {
+    const { data, layer, slots, place: { columns, unit }, ui } = this, [caption, { firstChild: canvas }, bar] = figure.children;
+    const of = [layer.name, slots, columns, unit, scale, this.first.image, this.second?.image, this.outcome?.name, this.loads];
+    renew(canvas, of, () => { // whose pixels take longer than all else
+      const drawing = { kernel: layer.kernel, maps: slots.map((channel) => pick(layer, maps, channel)), columns, unit, ...scale };
+      paint(canvas, drawing, data.colors.diverging);
+      return [];
+    });
+    canvas.setAttribute("aria-label", `Maps of ${slots.length} channels of ${layer.name}, ${title}, sorted by ${ui.sort.selectedOptions[0].text}`);
+    caption.textContent = title;
+    bar.replaceChildren(...legend(scale));
   }
 
   /** Frames around the maps of pinned channels, and the one that the keys are at. */
   drawBoxes() {
-    const { layer, slots, cursor, place: { columns, unit } } = this, [tall, wide] = layer.kernel.map((side) => side * unit), gap = unit / STEP;
-    const pinned = this.pins.flatMap((pin) => (pin.layer === layer && slots.includes(pin.channel) ? [slots.indexOf(pin.channel)] : []));
+    const { layer, slots, cursor, place: { columns } } = this;
+    const pinned = this.pins.filter((pin) => pin.layer === layer).map(({ channel }) => slots.indexOf(channel)).filter((slot) => slot >= 0);
     for (const { firstChild: canvas, lastChild: boxes } of this.ui.grids.querySelectorAll("figure:not([hidden]) .kv-grid")) {
-      const frame = (slot, kind) => box(canvas, kind, (slot % columns) * (wide + gap), Math.floor(slot / columns) * (tall + gap), wide, tall);
+      const { tall, wide, gap } = sizes(canvas.drawing);
+      const frame = (slot, kind) => box(canvas, kind, (slot % columns) * wide, Math.floor(slot / columns) * tall, wide - gap, tall - gap);
       boxes.replaceChildren(...pinned.map((slot) => frame(slot, "kv-pinned")), frame(cursor.slot, "kv-cursor"));
     }
   }
 
+  /** Move to the channel and position under the pointer; false between two maps. */
   point(event) {
     if (!event.target.matches("canvas")) return false;
-    const { kernel, maps, columns, unit } = event.target.drawing, [x, y] = under(event);
-    const [tall, wide] = kernel.map((side) => unit * (side + 1 / STEP)), slot = Math.floor(y / tall) * columns + Math.floor(x / wide);
-    const row = Math.floor((y % tall) / unit), column = Math.floor((x % wide) / unit); // beyond the kernel: between two maps
+    const { kernel, maps, columns, unit } = event.target.drawing, [x, y] = under(event), { tall, wide } = sizes(event.target.drawing);
+    const slot = Math.floor(y / tall) * columns + Math.floor(x / wide), row = Math.floor((y % tall) / unit), column = Math.floor((x % wide) / unit);
     if (slot >= maps.length || row >= kernel[0] || column >= kernel[1]) return false;
-    this.cursor = { slot, position: row * kernel[1] + column };
-    this.drawBoxes();
-    this.say();
+    this.move({ slot, position: row * kernel[1] + column });
     return true;
   }
 
-  onGridKey({ key }) {
-    const { cursor, slots, state, place: { columns } } = this;
-    const next = cursor.slot + ({ ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[key] ?? 0);
-    if (next < 0 || next >= slots.length) this.set({ page: state.page + Math.sign(next) });
-    else if (next !== cursor.slot) cursor.slot = next;
-    else if (key === "Enter" || key === " ") this.pin();
-    else return this.onPositionKey({ key });
+  move(cursor) {
+    Object.assign(this.cursor, cursor);
     this.drawBoxes();
     this.say();
+  }
+
+  onGridKey({ key }) {
+    const { cursor, slots, state, place: { columns } } = this, [across, down] = ARROWS[key] ?? [0, 0];
+    const next = cursor.slot + across + down * columns;
+    if (next < 0 || next >= slots.length) this.set({ page: state.page + Math.sign(next) });
+    else if (next !== cursor.slot) this.move({ slot: next });
+    else if (key === "Enter" || key === " ") this.pin();
+    else return this.onPositionKey({ key });
     return true;
   }
 
@@ -616,8 +658,6 @@ class Explorer {
     this.sayPosition();
   }
 
-  turn(by) { this.set({ page: this.state.page + Number(by) }); }
-
   // -- pinned channels
 
   pin() { this.togglePin(`${this.layer.name}:${this.slots[this.cursor.slot]}`); }
@@ -625,45 +665,40 @@ class Explorer {
   togglePin(key) {
     const keys = this.pins.map((pin) => pin.key);
     this.set({ pins: (keys.includes(key) ? keys.filter((one) => one !== key) : [...keys, key]).join(" ") });
+    if (document.activeElement !== document.body) return;
+    (this.ui.pinList.querySelector("button") ?? this.ui.grids.querySelector("canvas")).focus(); // the button that was pressed is gone
   }
-
-  unpin(key) {
-    this.togglePin(key);
-    (this.ui.pinList.querySelector("button") ?? this.ui.grids.querySelector("canvas")).focus(); // its own button is gone
-  }
-
-  goTo(layer) { this.set({ layer }); }
 
   drawPins() {
-    const { pins, ui: { pinList } } = this, keys = pins.map(({ key }) => key).join(" ");
+    const { pins, ui: { pinList } } = this;
     pinList.parentElement.hidden = !pins.length;
-    if (pinList.dataset.keys !== keys) { // else the button that was pressed would be replaced
-      pinList.dataset.keys = keys;
-      pinList.replaceChildren(...pins.map(({ key, layer, channel }) => h("li", {},
-        h("div", { className: "kv-pin-head" },
-          h("button", { type: "button", className: "kv-plain", "data-act": "goTo", "data-of": layer.name }, `${layer.name} · channel ${channel}`),
-          h("button", { type: "button", "data-act": "unpin", "data-of": key, "aria-label": `Unpin ${layer.name}, channel ${channel}` }, "Unpin")),
-        h("div", { className: "kv-pin-maps" }))));
-    }
-    pins.forEach((pin, number) => pinList.children[number].lastChild.replaceChildren(...this.pinnedMaps(pin)));
+    const there = Object.fromEntries([...pinList.children].map((item) => [item.dataset.key, item]));
+    renew(pinList, pins.map(({ key }) => key), () => pins.map(({ key, layer, channel }) => there[key] ?? h("li", { "data-key": key },
+      h("div", { className: "kv-pin-head" },
+        h("button", { type: "button", className: "kv-plain", name: "layer", value: layer.name }, `${layer.name} · channel ${channel}`),
+        h("button", { type: "button", "data-act": "togglePin", "data-of": key, "aria-label": `Unpin ${layer.name}, channel ${channel}` }, "Unpin")),
+      h("div", { className: "kv-pin-maps" }, h("div"), h("div")))));
+    pins.forEach((pin, number) => this.drawPin(pin, ...pinList.children[number].lastChild.children));
   }
 
   /** The maps of a pinned channel in A, in B, their difference, and in the images of the film. */
-  pinnedMaps({ layer, channel }) {
-    const { data, first, second, outcome } = this, scale = this.scaleOf(layer), unit = unitFor(layer, 42);
+  drawPin({ layer, channel }, chosen, others) {
+    const { data, first, second, outcome, loads } = this, scale = this.scaleOf(layer), side = unitFor(layer, 42);
     const map = (who) => pick(layer, data.look(layer, who).maps, channel);
-    const figure = (values, title, name, colors = scale, size = unit) => {
+    const figure = (title, values, fit = scale, unit = side) => {
       const words = `${title}: ${[...values].map((value) => fixed(value)).join("  ")}`;
-      const canvas = h("canvas", { role: "img", title: words, "aria-label": words });
-      this.paint(canvas, layer, [values], size, { title: name, ...colors, write: null });
-      return h("figure", {}, h("figcaption", {}, title), canvas);
+      const element = h("i", { className: "kv-map", role: "img", title: words, "aria-label": words });
+      return h("figure", {}, h("figcaption", {}, title), tint(element, layer, values, unit, fit, data.colors.diverging));
     };
-    const a = map(first), b = second && map(second), difference = b?.map((value, p) => a[p] - value);
-    const others = this.inFilm.slice(0, PINNED_IMAGES).map((image) =>
-      figure(map({ image, outcome }), data.names[image], "", scale, STEP * Math.ceil(unit / STEP / 2)));
-    return [figure(a, first.name, `${layer.name}:${channel} ${first.name}`), b && figure(b, second.name, second.name),
-      b && figure(difference, "difference", "difference", around(0, difference, 0.001)),
-      h("div", {}, h("p", { className: "kv-note" }, `in ${others.length} of the images`), ...others)].filter(Boolean);
+    renew(chosen, [first.image, second?.name, second?.image, outcome?.name, scale, loads], () => {
+      const a = map(first), figures = [figure(first.name, a)];
+      if (!second) return figures;
+      const b = map(second), difference = a.map((value, p) => value - b[p]);
+      return [...figures, figure(second.name, b), figure("difference", difference, around(0, difference, 0.001))];
+    });
+    const images = this.inFilm.slice(0, PINNED_IMAGES), smaller = STEP * Math.ceil(side / STEP / 2);
+    renew(others, [images, outcome?.name, scale, loads], () => [h("p", { className: "kv-note" }, `in ${images.length} of the images`),
+      ...images.map((image) => figure(data.names[image], map({ image, outcome }), scale, smaller))]);
   }
 
   // -- kernel positions: attention beside what is used
@@ -678,12 +713,11 @@ class Explorer {
       { title: `${name}: attention, mean of the channels`, maps: [means[number]], write: (value) => fixed(value, 3), ...attention },
       used[number] && { title: `${name}: ${position.method}`, maps: [used[number]], write: (value) => brief(value, 2), ...contribution },
     ].filter(Boolean));
-    ui.panels.replaceChildren(...this.panels.map((panel) => this.panel(panel)));
+    renew(ui.panels, [this.panels, layer.name], () => this.panels.map((panel) => this.panel(panel)));
     ui.positions.closest(".kv-controls").hidden = !position;
     ui.positionNote.textContent = !position ? "This view has no position attributions: what a position is given is shown, not what is made of it."
       : !used[0] ? `${position.method} has no values for this layer, or for A.`
         : `Contribution to ${position.about}. Attention and contribution of A correlate by ${signed(correlation(means[0], used[0]), 2)}. ${position.note}`;
-    this.sayPosition();
   }
 
   panel(drawing) {
@@ -694,18 +728,13 @@ class Explorer {
     };
     const rows = Array.from({ length: kernel[0] }, (_, row) =>
       h("tr", {}, ...Array.from({ length: kernel[1] }, (_, column) => cell(row * kernel[1] + column))));
-    const table = Object.assign(h("table", { "aria-label": title }, h("tbody", {}, ...rows)), { drawing: { kernel, columns: 1, unit: 45, ...drawing } });
-    return h("figure", {}, h("figcaption", {}, title), table, h("div", { className: "kv-scale" }, ...legend(drawing)));
-  }
-
-  readPosition(position) {
-    this.cursor.position = position;
-    this.say();
+    return h("figure", {}, h("figcaption", {}, title), h("table", { "aria-label": title }, h("tbody", {}, ...rows)),
+      h("div", { className: "kv-scale" }, ...legend(drawing)));
   }
 
   onPositionKey({ key }) {
     const { positions } = this.layer, by = { "[": positions - 1, "]": 1 }[key];
-    if (by) this.readPosition((this.cursor.position + by) % positions);
+    if (by) this.move({ position: (this.cursor.position + by) % positions });
     return Boolean(by);
   }
 
@@ -718,44 +747,37 @@ class Explorer {
 
   // -- the kernel
 
-  ask(message, buffers) {
-    this.tell("");
-    this.busy(true, "asked …");
-    this.host.kernel.ask(message, buffers);
+  /** Ask for "intervene", "attribute", "upload" or "cancel", with what is chosen for each. */
+  ask(what, more = {}, buffers = []) {
+    const { kind, where, spot, compute } = this.ui, layers = where.value === "layer" ? this.layer.name : "*";
+    if (what !== "cancel") {
+      this.tell("");
+      this.busy(true, "asked …", 0, 1);
+    }
+    const chosen = { kind: kind.value, layers, position: Number(spot.value), donor: this.state.b, method: compute.value };
+    this.host.kernel.ask({ ask: what, ...chosen, ...more }, buffers);
   }
-
-  intervene() {
-    const { kind, where, spot } = this.ui;
-    const layers = where.value === "layer" ? this.layer.name : "*";
-    this.ask({ ask: "intervene", kind: kind.value, layers, position: Number(spot.value), donor: this.state.b });
-  }
-
-  attribute() { this.ask({ ask: "attribute", method: this.ui.compute.value }); }
-
-  cancel() { this.host.kernel.ask({ ask: "cancel" }); }
 
   chooseFiles() { this.ui.files.click(); }
 
   async uploadFiles() {
-    const files = [...this.ui.files.files];
-    if (!files.length) return;
-    const contents = await Promise.all(files.map((file) => file.arrayBuffer()));
+    const files = [...this.ui.files.files], contents = await Promise.all(files.map((file) => file.arrayBuffer()));
     this.ui.files.value = ""; // so that the same file can be given again
-    this.ask({ ask: "upload", names: files.map(({ name }) => name) }, contents);
+    if (files.length) this.ask("upload", { names: files.map(({ name }) => name) }, contents);
   }
 
-  busy(on, text, done = 0, of = 1) {
-    const { work, run, explain, upload } = this.ui, [progress, note] = work.children;
-    work.hidden = !on;
+  busy(working, text, value, max) {
+    const { work } = this.ui, [progress, note] = work.children;
+    work.hidden = !working;
     note.textContent = text;
-    [progress.max, progress.value] = [of, done];
-    run.disabled = explain.disabled = on;
-    upload.disabled = on || !this.abilities.uploads;
+    Object.assign(progress, { value, max });
+    this.working = working;
+    this.drawControls();
   }
 
   /** What the kernel says. */
   heard({ say, what, done, of, text, show }) {
-    this.busy(say === "progress", `${what}: ${done} of ${of}`, done, of);
+    this.busy(say === "progress", `${what}: ${done} of ${of}`, done ?? 0, of ?? 1);
     if (say === "progress") return;
     this.tell(text, say === "error");
     if (show) this.set(show);
@@ -772,13 +794,8 @@ class Explorer {
   // -- saving
 
   async copyLink() {
-    const address = this.host.link();
-    try {
-      await navigator.clipboard.writeText(address);
-      this.tell("The address of this view is copied.");
-    } catch {
-      this.tell(`The address of this view: ${address}`);
-    }
+    const address = this.host.link(), copied = await navigator.clipboard?.writeText(address).then(() => true, () => false);
+    this.tell(copied ? "The address of this view is copied." : `The address of this view: ${address}`);
   }
 
   async save(kind) {
@@ -794,10 +811,10 @@ class Explorer {
     }
   }
 
-  make_svg() { return new Blob([svgOf(this)], { type: "image/svg+xml" }); }
+  make_svg() { return new Blob([svgOf(this.root, this.data.colors.diverging)], { type: "image/svg+xml" }); }
 
   async make_png() {
-    const picture = h("img", { src: `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgOf(this))}` });
+    const picture = h("img", { src: `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgOf(this.root, this.data.colors.diverging))}` });
     await picture.decode();
     const canvas = h("canvas", { width: 2 * picture.naturalWidth, height: 2 * picture.naturalHeight });
     canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
@@ -842,70 +859,54 @@ class Explorer {
 
 // -------------------------------------------------------------------------------------------------- files of a view
 
-/** The view as one drawing: images are embedded, maps are rectangles, text is text. */
-function svgOf(explorer) {
-  const { data, state, form, layer, outcome, pictured, ui } = explorer;
-  const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), bold = { "font-weight": 600 };
-  const width = 1160, end = { "text-anchor": "end" }, middle = { "text-anchor": "middle" };
-  let [x, y, tallest] = [0, 20, 0];
-  const set = (element, attributes) => Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
-  const add = (tag, attributes, words = "") => {
-    const element = svg.appendChild(document.createElementNS(space, tag));
-    set(element, attributes);
-    element.append(words);
-  };
-  const text = (left, base, words, size = 11, more = {}) => add("text", { x: left, y: base, "font-size": size, ...more }, words);
-  const below = (gap) => { [x, y, tallest] = [0, y + tallest + gap, 0]; };
-  const room = (wide, tall) => { // beside what is there, or below it
-    if (x > 0 && x + wide > width) below(14);
-    const place = [x, y];
-    [x, tallest] = [x + wide + 18, Math.max(tallest, tall)];
-    return place;
-  };
-  const squares = (left, top, unit, { kernel, low, high }, values) => values.forEach((value, p) => add("rect", {
-    x: left + (p % kernel[1]) * unit, y: top + Math.floor(p / kernel[1]) * unit, width: unit, height: unit,
-    fill: css(data.colors.diverging[shade(value, { low, high })]),
-  }));
-  const draw = (drawing) => {
-    const { title, kernel, maps, columns, unit, low, high, write, about } = drawing;
-    const [down, across] = kernel.map((side) => unit * (side + 1 / STEP)), tall = down * Math.ceil(maps.length / columns);
-    const [left, top] = room(Math.max(across * Math.min(columns, maps.length), 6 * title.length, write ? 180 : 0), tall + (write ? 56 : 14));
-    text(left, top + 9, title, 11, bold);
-    maps.forEach((values, slot) => squares(left + (slot % columns) * across, top + 14 + Math.floor(slot / columns) * down, unit, drawing, values));
-    if (!write) return;
-    squares(left, top + 20 + tall, 3, { kernel: [3, 60], low, high }, Array.from({ length: 180 }, (_, i) => low + (high - low) * (i % 60) / 59));
-    [[0, write(low), {}], [90, middleOf(drawing), middle], [180, write(high), end]].forEach(([at, words, more]) =>
-      text(left + at, top + 41 + tall, words, 11, more));
-    text(left + 90, top + 54 + tall, about ?? "", 11, middle);
-  };
-
-  add("rect", { x: -20, y: -20, width: "100%", height: "100%", fill: "#fff" });
-  text(0, y, `Attention in ${layer.name}`, 20, bold);
-  text(0, y + 22, `${data.title}; ${outcome ? `intervention: ${outcome.name}` : "the model's own attention"}; sorted by ${ui.sort.selectedOptions[0].text}`);
-  below(50);
-  pictured.forEach(({ name, image }, number) => {
-    const [left, top] = room(440, 170), [picture, overlay] = ui.pair.children[number].querySelector(".kv-picture").children;
-    const frame = { x: left, y: top + 8, width: 150, height: 150 };
-    text(left, top, `${name}: ${data.about[image]}`.slice(0, 60), 13, bold);
-    add("image", { ...frame, href: picture.src ?? "" });
-    if (!overlay.hidden) add("image", { ...frame, href: overlay.toDataURL(), opacity: state.opacity / 100 });
-    explorer.ranking(image).forEach(({ title, text: words, now }, line) => {
-      const bar = { x: left + 162, y: top + 25 + 30 * line, height: 6 };
-      text(bar.x, bar.y - 5, `${title} ${words}`);
-      add("rect", { ...bar, width: 180, fill: "#ddd" });
-      add("rect", { ...bar, width: 180 * now, fill: "#0072b2" });
-    });
-  });
-  for (const section of form.querySelectorAll("section")) {
-    const shown = [...section.querySelectorAll("canvas, table")].filter((one) => one.drawing?.title && one.offsetParent);
-    if (!shown.length) continue;
-    below(32);
-    text(0, y, section.getAttribute("aria-label"), 14, bold);
-    y += 12;
-    shown.forEach(({ drawing }) => draw(drawing));
+/** The lines of a text as the browser has broken it: {words, at}. */
+function linesOf(text) {
+  const lines = [], range = document.createRange();
+  for (const { 0: word, index } of text.data.matchAll(/\S+/g)) {
+    range.setStart(text, index);
+    range.setEnd(text, index + word.length);
+    const at = range.getBoundingClientRect(), line = lines.at(-1);
+    if (line && Math.abs(line.at.top - at.top) < 2) line.words += ` ${word}`;
+    else lines.push({ words: word, at });
   }
-  const size = { width: width + 40, height: y + tallest + 40 };
-  set(svg, { ...size, viewBox: `-20 -20 ${size.width} ${size.height}`, "font-family": "system-ui, sans-serif", fill: "#1a1a1a" });
+  return lines;
+}
+
+/** The view as it is seen, without its controls: pictures are embedded, maps are rectangles, text is text. */
+function svgOf(root, colors) {
+  const space = "http://www.w3.org/2000/svg";
+  const make = (tag, attributes, ...children) => {
+    const element = document.createElementNS(space, tag);
+    Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
+    element.append(...children);
+    return element;
+  };
+  root.classList.add("kv-still"); // how it looks when it is printed
+  const { left, top, width, height } = root.getBoundingClientRect(), svg = make("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+  const within = (at) => ({ x: at.left - left, y: at.top - top, width: at.width, height: at.height });
+  const squares = (element, at) => {
+    const { drawing } = element, { gap, width: wide, height: tall } = sizes(drawing), { x, y } = at;
+    const group = make("g", { transform: `translate(${x} ${y}) scale(${at.width / wide} ${at.height / tall})` });
+    const square = (left, top, side, fill) => group.append(make("rect", { x: left, y: top, width: side, height: side, fill }));
+    visitPositions(drawing, colors, (color, left, top, strong) => {
+      square(left, top, drawing.unit, css(color));
+      if (strong && !element.matches(".kv-scale i")) square(left + gap, top + gap, gap, "#000");
+    });
+    return group;
+  };
+  for (const element of [root, ...root.querySelectorAll("*")]) {
+    if (!element.checkVisibility()) continue;
+    const style = getComputedStyle(element), at = within(element.getBoundingClientRect());
+    if (element.drawing) svg.append(squares(element, at));
+    else if (element.matches("canvas")) svg.append(make("image", { ...at, href: element.toDataURL(), opacity: style.opacity }));
+    else if (element.matches("img")) svg.append(make("image", { ...at, href: element.src }));
+    else if (!style.backgroundColor.endsWith(" 0)")) svg.append(make("rect", { ...at, fill: style.backgroundColor }));
+    for (const text of [...element.childNodes].filter(({ nodeType }) => nodeType === Node.TEXT_NODE)) {
+      svg.append(...linesOf(text).map(({ words, at: line }) => make("text", { x: line.left - left, y: line.top - top + 0.8 * line.height,
+        "font-family": "system-ui, sans-serif", "font-size": style.fontSize, "font-weight": style.fontWeight, fill: style.color }, words)));
+    }
+  }
+  root.classList.remove("kv-still");
   return new XMLSerializer().serializeToString(svg);
 }
 
@@ -940,8 +941,6 @@ async function zip(files) {
 
 // ------------------------------------------------------------------------------------------------------- two homes
 
-const bytesOf = (view) => new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength);
-
 /** In a notebook: anywidget calls this. */
 function render({ model, el }) {
   const root = h("div", {}, document.createRange().createContextualFragment(model.get("frame")));
@@ -956,7 +955,7 @@ function render({ model, el }) {
     },
     kernel: { abilities: model.get("abilities"), ask: (message, buffers) => model.send(message, undefined, buffers) },
   });
-  const load = () => explorer.open([model.get("view_data"), ...model.get("extra_data")].map(bytesOf));
+  const load = () => explorer.open([model.get("view_data"), ...model.get("extra_data")]);
   let loading = load();
   const handlers = {
     "change:view_data change:extra_data": () => { loading = loading.then(load); },
@@ -966,7 +965,8 @@ function render({ model, el }) {
   Object.entries(handlers).forEach(([event, handler]) => model.on(event, handler));
   return () => {
     Object.entries(handlers).forEach(([event, handler]) => model.off(event, handler));
-    explorer.close();
+    explorer.observer.disconnect();
+    root.remove();
   };
 }
 
