@@ -694,11 +694,13 @@ BENCH_EXAMPLES = """\
 examples:
   kaconv bench
   kaconv bench --models ka_mobilenetv2_100_l --variants eager fused --image-size 96
+  kaconv bench --variants fused-optimized --batch-size 1 --threads 1
   kaconv bench --device cuda --dtype bfloat16 --channels-last --out benchmarks/results/gpu.json
   kaconv bench --input imagenet:/data/imagenet --models ka_resnet50_l --workers 0 1 2 4 8 16
 
-The plain twin of each model is always measured. Variants: the KAConv model with each backend (reference, eager, fused),
-and its peers SE, SK and CondConv, which need timm (pip install 'kaconv[bench]'). They take turns in every round.
+The plain twin of each model is always measured. Variants: the KAConv model with each backend (reference, eager, fused);
+both models compiled (fused-compiled) and, at inference, optimized (fused-optimized); and the peers SE, SK and CondConv,
+which need timm (pip install 'kaconv[bench]'). They take turns in every round.
 
 With --input: how many images per second are decoded, prepared and augmented, by 0, 1, 2, 4 ... workers, beside what
 the plain and the fused models take, and which of the two limits a training.
@@ -718,7 +720,7 @@ def add_bench_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--models", "KAConv models (default: the -l forms of ResNet50, ResNeXt50 and MobileNetV2)", nargs="+")
     add(
         "--variants",
-        "what to measure beside the plain model (default: all but plain-compiled and fused-compiled)",
+        "what to measure beside the plain model (default: all but the compiled and the optimized ones)",
         nargs="+",
     )
     add("--device", "cpu or cuda (default: cuda where there is one)")

@@ -28,6 +28,7 @@ from kaconv.bench.peers import PEERS, create_peer, peer_name
 from kaconv.bench.roofline import LayerCost, Peaks, floor_seconds, layer_costs, measure_peaks, synchronise, timed
 from kaconv.models import create_model, list_models
 from kaconv.models.complexity import Complexity, complexity
+from kaconv.models.optimize import optimize_for_inference
 from kaconv.ops import use_backend
 from kaconv.ops.cpu_taps import release_scratch
 from kaconv.utils.provenance import provenance
@@ -36,7 +37,9 @@ MODELS = ("ka_resnet50_l", "ka_resnext50_32x4d_l", "ka_mobilenetv2_100_l")
 MODES = ("inference", "training")
 BACKENDS = ("reference", "eager", "fused")
 COMPILED = ("plain-compiled", "fused-compiled")  # by torch.compile
-VARIANTS = ("plain", *BACKENDS, *COMPILED, *PEERS)
+OPTIMIZED = ("plain-optimized", "fused-optimized")  # by `optimize_for_inference`
+BASES = {"fused-compiled": "plain-compiled", "fused-optimized": "plain-optimized"}  # the others' is "plain"
+VARIANTS = ("plain", *BACKENDS, *COMPILED, *OPTIMIZED, *PEERS)
 DEFAULT_VARIANTS = ("plain", *BACKENDS, *PEERS)  # compiling takes minutes on a CPU
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_SIZES = {"cpu": 4, "cuda": 256}
@@ -51,8 +54,8 @@ class Measurement(TypedDict):
     """Time and memory of one variant, in inference or in a training step.
 
     - ms: for each round, the time of a step; median_ms
-    - ratios: for each round, to the plain model (None without one), of "fused-compiled" to "plain-compiled"; ratio:
-      their median; ratio_quartiles
+    - ratios: for each round, to the plain model (None without one), or to the one in `BASES`; ratio: their median;
+      ratio_quartiles
     - compile_seconds: of a compiled variant's first step, which compiles it; None for the others
     - steps: taken in a row in each round
     - peak_bytes: see `peak_bytes`
@@ -128,8 +131,8 @@ def run_benchmark(
 
     Args:
         models: names of `kaconv.list_models("ka_*")`.
-        variants: some of `VARIANTS`; "plain" is always measured, "plain-compiled" along with "fused-compiled". A peer
-            that a model has no form of is left out.
+        variants: some of `VARIANTS`; "plain" is always measured, what is in `BASES` along with what it is for. A peer
+            that a model has no form of is left out. Optimized models are measured at inference alone.
         device: "cpu" or "cuda"; None: CUDA where there is one.
         batch_size: None: 4 on the CPU, 256 on CUDA.
         threads: of torch, on the CPU; None: as many as it has.
@@ -163,13 +166,9 @@ def run_benchmark(
 
 
 def _exists(variant: str, model: str, wanted: Sequence[str]) -> bool:
-    if variant == "plain":
+    if variant == "plain" or variant in (BASES.get(name) for name in wanted):
         return True
-    if variant == "plain-compiled":
-        return any(name in wanted for name in COMPILED)
-    return variant in wanted and (
-        variant in (*BACKENDS, *COMPILED) or peer_name(variant, plain_twin(model)) is not None
-    )
+    return variant in wanted and (variant not in PEERS or peer_name(variant, plain_twin(model)) is not None)
 
 
 def _check(models: Sequence[str], variants: Sequence[str], settings: Settings) -> None:
@@ -249,7 +248,7 @@ class _Subject:
     def name(self) -> str:
         if self.variant in PEERS:
             return peer_name(self.variant, self.plain) or self.variant
-        return self.plain if self.variant in ("plain", "plain-compiled") else self.model
+        return self.plain if self.variant == "plain" or self.variant in BASES.values() else self.model
 
     @property
     def _built(self) -> nn.Module:
@@ -289,6 +288,9 @@ class _Subject:
         if self.variant in COMPILED:
             torch.compiler.reset()  # the limit on recompiled frames is one for all models of a kind
             self.module.compile(fullgraph=True)
+        if self.variant in OPTIMIZED:
+            self.module = optimize_for_inference(self.module)
+            self.errors["training"] = "an optimized model does not train"
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=LR, momentum=0.9)
         x = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size)
         self.x = x.to(self.device, memory_format=memory_format)
@@ -365,7 +367,7 @@ def _compare(model: str, variants: Sequence[str], settings: Settings, bar: tqdm)
 
 def _base_of(subject: _Subject, subjects: Sequence[_Subject]) -> _Subject:
     """What a variant's times are divided by."""
-    base = "plain-compiled" if subject.variant == "fused-compiled" else "plain"
+    base = BASES.get(subject.variant, "plain")
     return next(each for each in subjects if each.variant == base)
 
 
@@ -468,7 +470,7 @@ def format_benchmark(result: dict[str, Any]) -> str:
         describe_machine(result),
         f"ms: median of {result['settings']['rounds']} rounds, in each of which all variants took their turn.",
         "× plain: median of the ratios to the plain model in the same round; in brackets their quartiles.",
-        "  Of a compiled KAConv model, to the compiled plain model.",
+        "  Of a compiled or optimized KAConv model, to the plain model in the same form.",
         "compile: how long a compiled model's first step takes, which compiles it.",
         "× floor: times the least that the convolutions need to move or compute, at the rates measured in this run:",
         f"  {peaks['flops'] / 1e9:,.0f} GFLOP/s in a matrix product, {peaks['bandwidth'] / 1e9:,.1f} GB/s in a copy.",
@@ -509,7 +511,7 @@ def _format_mode(rows: list[dict[str, Any]], mode: str) -> list[str]:
 
 
 def _label(row: dict[str, Any]) -> str:
-    return f"{row['name']}, {row['variant']}" if row["variant"] in (*BACKENDS, *COMPILED) else row["name"]
+    return f"{row['name']}, {row['variant']}" if row["variant"] not in ("plain", *PEERS) else row["name"]
 
 
 def _figures(row: dict[str, Any], measured: dict[str, Any] | None, plain: dict[str, Any] | None) -> list[str]:

@@ -20,6 +20,7 @@ Row = Mapping[str, Any]
 _MODES: dict[Literal["inference", "training"], str] = {"inference": "Inference", "training": "Training step"}
 _LABELS = {"reference": "KAConv, reference", "eager": "KAConv, eager", "fused": "KAConv, fused"}
 _LABELS |= {"plain-compiled": "plain, compiled", "fused-compiled": "KAConv, fused, compiled"}
+_LABELS |= {"plain-optimized": "plain, optimized", "fused-optimized": "KAConv, fused, optimized"}
 # Okabe and Ito's colours again; KAConv's forms are filled, its peers open.
 _MARKS = {
     "plain": ("o", VARIANT_COLORS["plain"]),
@@ -28,6 +29,8 @@ _MARKS = {
     "fused": ("D", "#D55E00"),
     "plain-compiled": ("*", VARIANT_COLORS["plain"]),
     "fused-compiled": ("P", "#D55E00"),
+    "plain-optimized": (">", VARIANT_COLORS["plain"]),
+    "fused-optimized": ("h", "#D55E00"),
     "SE": ("^", "#009E73"),
     "SK": ("v", "#CC79A7"),
     "CondConv": ("p", "#B07B00"),

@@ -12,6 +12,7 @@ from kaconv.bench import benchmark
 from kaconv.bench.benchmark import (
     COMPILED,
     MODES,
+    OPTIMIZED,
     VARIANTS,
     format_benchmark,
     peak_bytes,
@@ -383,6 +384,19 @@ def test_on_cuda():
     result = run_benchmark(["ka_resnet11_cifar_l"], dtype="bfloat16", **SMALL | {"device": "cuda"})
     assert result["rows"][0]["error"] is None
     assert result["rows"][1]["training"]["ratio"] > 0
+
+
+def test_optimized_models_stand_beside_each_other_at_inference():
+    result = run_benchmark(["ka_resnet11_cifar_l"], ["fused-optimized"], **SMALL | {"rounds": 2})
+    plain, plain_optimized, optimized = result["rows"]
+    assert [row["variant"] for row in result["rows"]] == ["plain", *OPTIMIZED]
+    assert [row["name"] for row in result["rows"]] == ["resnet11_cifar", "resnet11_cifar", "ka_resnet11_cifar_l"]
+    assert plain["training"] is not None
+    assert optimized["training"] is None
+    pairs = zip(optimized["inference"]["ms"], plain_optimized["inference"]["ms"], strict=True)
+    assert optimized["inference"]["ratios"] == pytest.approx([a / b for a, b in pairs])
+    text = format_benchmark(result)
+    assert "ka_resnet11_cifar_l, fused-optimized  not measured: an optimized model does not train (training)" in text
 
 
 @pytest.mark.slow
