@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +11,9 @@ from kaconv.inference import evaluate
 from kaconv.models import create_model, list_weights, model_card, weights
 from kaconv.models.checkpoints import load_checkpoint, save_checkpoint
 from kaconv.models.weights import weights_path
+from kaconv.training import read_study_results
+
+ROOT = Path(__file__).parents[2]
 
 NAME = "ka_resnet11_cifar_l"
 
@@ -79,6 +85,16 @@ def test_each_has_its_card_and_its_error(name):
     checkpoint = load_checkpoint(name)
     assert f"{checkpoint.info['test_error']:.1f} %" in model_card(name)
     assert checkpoint.name == name.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("name", list_weights())
+def test_each_card_has_the_study_s_results_over_seeds(name):
+    card, model = model_card(name), name.rpartition(".")[0]
+    spec, variant = re.search(r"reports/studies/(\w+)\.yaml\), variant `(\w+)`", card).groups()
+    results = read_study_results(ROOT / f"reports/studies/{spec}.json")
+    row = next(row for row in results["summary"] if (row["model"], row["variant"]) == (model, variant))
+    seeds = f"{len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''}"
+    assert f"top-1 error {row['test_error']:.1f} % over {seeds}, " in card
 
 
 def test_all_weights_together_are_small():
