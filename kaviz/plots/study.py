@@ -31,10 +31,10 @@ def study_frame(results: "StudyResults") -> pd.DataFrame:
         results: what `kaconv.training.read_study_results` returns.
 
     Returns:
-        Text columns, indexed by model and variant: seeds (finished of planned), top-1 error (mean over seeds and its
-        95 % interval), top-5 error, top-1 error with fresh batch-norm statistics, all in percent; the difference from
-        the study's first model, in percentage points; parameters; FLOPs of one image in the paper's count; images that
-        a second of training took, as the machine was then; and top-1 error on ImageNet, as published.
+        Text columns, indexed by model and variant: seeds (finished of planned); top-1 error (mean over seeds and, for
+        several, its 95 % interval) and, as published, that on ImageNet; the difference from the study's first model, in
+        percentage points; top-5 error, and top-1 error with fresh batch-norm statistics; parameters; FLOPs of one image
+        in the paper's count; and images that a second of training took, as the machine was then. Errors in percent.
     """
     differences = {_place(row): row for row in results["differences"]}
     summary = {_place(row): row for row in results["summary"]}
@@ -48,15 +48,15 @@ def study_frame(results: "StudyResults") -> pd.DataFrame:
         lines[_title(*place)] = {
             "seeds": f"{len(done)} of {len(runs)}",
             "top-1 error (%)": _with_interval(row["test_error"], row["test_error_interval"]) if row else NOT_RUN,
-            "top-5 error (%)": _mean(done, "test_top5_error"),
-            "top-1, fresh statistics (%)": _mean(done, "test_error_fresh_statistics"),
+            "ImageNet, paper (%)": published.get(place[0], ""),
             "difference (points)": _with_interval(difference["difference"], difference["difference_interval"], "+")
             if difference
             else "",
-            "parameters (M)": f"{row['params'] / 1e6:.2f}" if row else "",
+            "top-5 error (%)": _mean(done, "test_top5_error"),
+            "fresh statistics (%)": _mean(done, "test_error_fresh_statistics"),
+            "params (M)": f"{row['params'] / 1e6:.2f}" if row else "",
             "FLOPs (M)": f"{flops / 1e6:.1f}" if flops else "",
-            "training (images/s)": f"{row['images_per_second']:.0f}" if row else "",
-            "ImageNet top-1 error, paper (%)": published.get(place[0], ""),
+            "images/s": f"{row['images_per_second']:.0f}" if row else "",
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -84,7 +84,7 @@ def study_order(results: "StudyResults") -> str:
         return "Too few of the paper's models have been trained in this study to compare their order."
     theirs, ours = (sorted(models, key=errors.__getitem__) for errors in (published, found))
     orders = f"the paper's, least error first: {', '.join(theirs)}; this study's: {', '.join(ours)}"
-    return f"The order is {'the same' if theirs == ours else 'another'}: {orders}."
+    return f"The order is {'the same' if theirs == ours else 'not the same'}: {orders}."
 
 
 def _finding(row: "DifferenceRow", baseline: str) -> str:
@@ -203,5 +203,7 @@ def _mean(runs: Sequence[Row], name: str) -> str:
 
 
 def _with_interval(value: float, interval: Sequence[float] | None, sign: str = "") -> str:
-    spread = "single seed" if interval is None else " to ".join(f"{end:{sign}.1f}" for end in interval)
-    return f"{value:{sign}.1f} ({spread})"
+    text = f"{value:{sign}.1f}"
+    if interval is not None:
+        text += " ({} to {})".format(*(f"{end:{sign}.1f}" for end in interval))
+    return text.replace("-", "−")
