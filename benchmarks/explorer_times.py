@@ -1,6 +1,6 @@
 """Measures how long the attention explorer takes from an input to the frame that shows what has changed.
 
-    .venv/bin/python benchmarks/explorer_times.py --out benchmarks/results/explorer.json
+    .venv/bin/python benchmarks/explorer_times.py --out benchmarks/results/explorer/cpu.json
 
 The explorer stands in a page, as a colleague opens it: 64 pictures, A and B, an attribution over both, the use of the
 positions, two pinned channels. Chromium draws on the processor. Mouse and keyboard are moved from outside, as a user

@@ -1,6 +1,6 @@
 """The passes of a fused KAConv on the CPU: taps.cpp, and PyTorch's matrix products where the channels are many.
 
-They compute in float32, or float64 for float64; half-precision inputs are converted, and so are what they give back.
+They compute in float32, or float64 for float64; half-precision inputs and outputs are converted on the way.
 
 With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
 again, made by PyTorch's matrix product, or at inference by the compiled pass that pools them. With few (grouped and
@@ -22,7 +22,8 @@ from kaconv.ops.fused import real_dtype
 from kaconv.ops.geometry import Geometry
 from kaconv.ops.reference import pad, windows
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_HALVES = (torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.float64, *_HALVES)
 _FEW_CHANNELS = 32  # of a group, up to which the compiled passes multiply by themselves
 _MANY_PIXELS = 512  # of a sample, from which its matrix product alone is as quick as one for all samples
 _CHUNKS = 16
@@ -47,9 +48,15 @@ def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why `CPUTaps` cannot take this input; None where it can."""
     if x.dtype not in _DTYPES:
         return f"the compiled CPU passes take {', '.join(map(str, _DTYPES))}, not {x.dtype}"
+    if x.dtype in _HALVES and _stores_maps(weight, geometry):
+        return f"with more than {_FEW_CHANNELS} channels in a group PyTorch's products in {x.dtype} are quicker"
     if not _compiled():
         return "the CPU passes could not be compiled"
     return None
+
+
+def _stores_maps(weight: Tensor, geometry: Geometry) -> bool:
+    return min(weight.shape[1], weight.shape[0] // geometry.groups) > _FEW_CHANNELS
 
 
 @assume_constant_result
@@ -73,7 +80,7 @@ class CPUTaps:
         # (G, K, C/G, Cin/G)
         grouped = self._weight.unflatten(0, (self._groups, self._out_group)).flatten(-2)
         self._packed = grouped.permute(0, 3, 1, 2).contiguous()
-        self._stores_maps = min(self._in_group, self._out_group) > _FEW_CHANNELS
+        self._stores_maps = _stores_maps(weight, geometry)
         self._z = z
         self._kept: Tensor | None = None  # what `pooled` leaves for `aggregate`
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
@@ -89,11 +96,10 @@ class CPUTaps:
     @staticmethod
     def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...] | None:
         """(G, K, C/G, N·pixels) with many channels in a group."""
-        in_group, out_group = weight.shape[1], weight.shape[0] // geometry.groups
-        if min(in_group, out_group) <= _FEW_CHANNELS:
+        if not _stores_maps(weight, geometry):
             return None
         height, width = geometry.output_size(*x.shape[2:])
-        return geometry.groups, geometry.positions, out_group, x.shape[0] * height * width
+        return geometry.groups, geometry.positions, weight.shape[0] // geometry.groups, x.shape[0] * height * width
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """See `kaconv.ops.fused.Taps.moments`."""
