@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        _register_builders(vars(args).pop("builder"))
+        if builders := vars(args).pop("builder"):
+            from kaconv.models.registry import register_builders
+
+            register_builders(builders)
         return args.run(args) or 0
     except KeyboardInterrupt:
         print("kaconv: interrupted", file=sys.stderr)
@@ -58,15 +61,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"kaconv: error: {_message(error)}", file=sys.stderr)
         return 2
-
-
-def _register_builders(paths: list[str]) -> None:
-    if paths:
-        from kaconv.models import register_builder
-
-        sys.path.insert(0, "")  # the folder where one is, as for python -m
-        for path in paths:
-            register_builder(path)
 
 
 def _message(error: Exception) -> str:

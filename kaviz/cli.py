@@ -88,11 +88,9 @@ def main(argv: list[str] | None = None) -> int:
 def _pass_on(builders: list[str]) -> None:
     """Import builders, so that a wrong one comes to light, and name them to the notebooks, other processes."""
     if builders:
-        from kaconv.models.registry import BUILDERS_VARIABLE, register_builder
+        from kaconv.models.registry import BUILDERS_VARIABLE, register_builders
 
-        sys.path.insert(0, "")  # the folder where one is, as for python -m
-        for builder in builders:
-            register_builder(builder)
+        register_builders(builders)
         os.environ[BUILDERS_VARIABLE] = ",".join(builders)
 
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from kaconv.bench.study_peers import PLAIN, bottlenecks, replace_triple
 from kaconv.layers import KAConv2d
 from kaconv.layers.attention_generators import AttentionGeneratorL
 from kaconv.models import create_model
-from kaconv.models.resnet import Bottleneck
 
-PLAIN, CHANGED = "resnet11_cifar", "ka_resnet11_cifar_l"
+CHANGED = "ka_resnet11_cifar_l"
 
 
 def no_logit_bias(num_classes: int = 10) -> nn.Module:
@@ -71,7 +71,7 @@ def kernel_5(num_classes: int = 10) -> nn.Module:
 def plain_kernel_5(num_classes: int = 10) -> nn.Module:
     """The plain network with kernels of 5×5, for `kernel_5` to be compared with."""
     model = create_model(PLAIN, num_classes)
-    for block in _bottlenecks(model, "layer"):
+    for block in bottlenecks(model):
         conv = block.conv2
         assert isinstance(conv, nn.Conv2d)
         block.conv2 = nn.Conv2d(conv.in_channels, conv.out_channels, 5, conv.stride[0], padding=2, bias=False)
@@ -98,19 +98,12 @@ class SigmoidGenerator(AttentionGeneratorL):
 def _with_kaconv(stage: str, kernel_size: int, num_classes: int) -> nn.Module:
     """The plain network with KAConv-L, of this kernel size, in the stages whose name begins so."""
     model = create_model(PLAIN, num_classes)
-    for block in _bottlenecks(model, stage):
+    for block in bottlenecks(model, stage):
         conv = block.conv2
         assert isinstance(conv, nn.Conv2d)
-        block.conv2 = KAConv2d(conv.in_channels, conv.out_channels, kernel_size, conv.stride[0])
-        for name in ("bn2", "relu2"):  # it has its own
-            setattr(block, name, nn.Identity())
+        replace_triple(block, KAConv2d(conv.in_channels, conv.out_channels, kernel_size, conv.stride[0]))
     return model
 
 
 def _kaconvs(model: nn.Module) -> Iterator[KAConv2d]:
     return (module for module in model.modules() if isinstance(module, KAConv2d))
-
-
-def _bottlenecks(model: nn.Module, stage: str) -> Iterator[Bottleneck]:
-    modules = model.named_modules()
-    return (module for name, module in modules if name.startswith(stage) and isinstance(module, Bottleneck))

@@ -38,11 +38,9 @@ def sk(num_classes: int = 10) -> nn.Module:
     from timm.layers import SelectiveKernel
 
     model = create_model(PLAIN, num_classes)
-    for block in _bottlenecks(model):
+    for block in bottlenecks(model):
         conv = cast(nn.Conv2d, block.conv2)
-        block.conv2 = SelectiveKernel(conv.in_channels, conv.out_channels, stride=conv.stride[0])
-        for name in ("bn2", "relu2"):  # it has its own
-            setattr(block, name, nn.Identity())
+        replace_triple(block, SelectiveKernel(conv.in_channels, conv.out_channels, stride=conv.stride[0]))
     return model
 
 
@@ -69,10 +67,19 @@ def _behind_each_bottleneck(kind: str, num_classes: int) -> nn.Module:
     from timm.layers import create_attn
 
     model = create_model(PLAIN, num_classes)
-    for block in _bottlenecks(model):
+    for block in bottlenecks(model):
         block.bn3 = nn.Sequential(block.bn3, create_attn(kind, block.bn3.num_features))
     return model
 
 
-def _bottlenecks(model: nn.Module) -> list[Bottleneck]:
-    return [module for module in model.modules() if isinstance(module, Bottleneck)]
+def bottlenecks(model: nn.Module, stage: str = "layer") -> list[Bottleneck]:
+    """The bottlenecks of a ResNet, or of the stages whose name begins so."""
+    modules = model.named_modules()
+    return [module for name, module in modules if name.startswith(stage) and isinstance(module, Bottleneck)]
+
+
+def replace_triple(block: Bottleneck, module: nn.Module) -> None:
+    """Put a module with a norm and an activation of its own in place of a bottleneck's 3×3 triple."""
+    block.conv2 = module
+    for name in ("bn2", "relu2"):
+        setattr(block, name, nn.Identity())

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
@@ -78,6 +79,13 @@ def register_builder(path: str) -> Callable[..., nn.Module]:
         raise ValueError(f"the builder {path} cannot be called: it is a {type(builder).__name__}")
     OWN_BUILDERS[path] = builder
     return builder
+
+
+def register_builders(paths: list[str]) -> None:
+    """Register builders that a command names; as for `python -m`, the folder where one is counts for the import."""
+    sys.path.insert(0, "")
+    for path in paths:
+        register_builder(path)
 
 
 def check_name(name: str) -> None:

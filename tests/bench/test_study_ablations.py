@@ -6,12 +6,11 @@ import torch
 from torch.nn import functional as F
 
 import kaconv
-from kaconv import create_model, register_builder
+from kaconv import create_model
 from kaconv.bench import study_ablations
 from kaconv.layers import KAConv2d
-from kaconv.models import registry
 from kaconv.models.complexity import complexity
-from kaconv.training.study_spec import load_study, study_trainings
+from kaconv.training.study_spec import study_trainings
 from kaconv.utils.yaml_text import load_yaml
 
 ABLATIONS = [
@@ -76,17 +75,12 @@ def test_a_shared_norm_has_the_statistics_of_all_positions():
     torch.testing.assert_close(out, expected.transpose(1, 2))
 
 
-def test_the_study_names_them(monkeypatch):
-    monkeypatch.setattr(registry, "OWN_BUILDERS", {})
+def test_the_study_names_them(study_with_builders):
     names = [f"kaconv.bench.study_ablations:{name}" for name in ABLATIONS]
-    for name in names:
-        register_builder(name)
-    path = ROOT / "reports/studies/cifar10_ablations.yaml"
-    spec = load_study(path)
+    spec = study_with_builders("cifar10_ablations", names)
     assert set(spec.models) == {*names, "ka_resnet11_cifar_l", "ka_resnet11_cifar_h"}
-    assert all(f"--builder {name}" in path.read_text() for name in names)
     assert len(study_trainings(spec, "runs")) == (len(spec.models) + 2) * len(spec.seeds)
-    peers = load_yaml(path.with_name("cifar10_peers.yaml").read_text())
+    peers = load_yaml((ROOT / "reports/studies/cifar10_peers.yaml").read_text())
     assert (spec.recipe, spec.data) == (peers["recipe"], peers["data"])
 
 

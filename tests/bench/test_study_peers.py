@@ -1,16 +1,12 @@
-from pathlib import Path
-
 import pytest
 import torch
 
-from kaconv import create_model, register_builder
+from kaconv import create_model
 from kaconv.bench import study_peers
-from kaconv.models import registry
 from kaconv.models.complexity import complexity
-from kaconv.training.study_spec import load_study, study_trainings
+from kaconv.training.study_spec import study_trainings
 
 PEERS = ("se", "eca", "cbam", "sk", "condconv", "wide_flops", "wide_params")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -32,14 +28,9 @@ def test_the_wide_ones_are_as_costly_as_kaconv():
     assert plain.params < 0.95 * kaconv.params < large.params < 1.05 * kaconv.params
 
 
-def test_the_study_names_them(monkeypatch):
+def test_the_study_names_them(study_with_builders):
     pytest.importorskip("timm")
-    monkeypatch.setattr(registry, "OWN_BUILDERS", {})
     names = [f"kaconv.bench.study_peers:{name}" for name in PEERS]
-    for name in names:
-        register_builder(name)
-    path = ROOT / "reports/studies/cifar10_peers.yaml"
-    spec = load_study(path)
+    spec = study_with_builders("cifar10_peers", names)
     assert set(names) < set(spec.models)
-    assert all(f"--builder {name}" in path.read_text() for name in names)
     assert len(study_trainings(spec, "runs")) == len(spec.models) * len(spec.seeds)
