@@ -3,11 +3,12 @@
 They compute in float32, or float64 for float64; half-precision inputs and outputs are converted on the way.
 
 With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
-again, made by PyTorch's matrix product, or at inference by the compiled pass that pools them. With few (grouped and
+again, made by a matrix product, or at inference by the compiled pass that pools them. With few (grouped and
 depthwise), the compiled passes make the maps of one group at a time in the processor's cache.
 """
 
 import ctypes
+import itertools
 import math
 import weakref
 from collections.abc import Callable
@@ -62,6 +63,16 @@ def _stores_maps(weight: Tensor, geometry: Geometry) -> bool:
 @assume_constant_result
 def _compiled() -> bool:
     return native.library() is not None
+
+
+class _Product(ctypes.Structure):
+    """`Product` of taps.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("matrices", "rows", "columns", "inner")),
+        *((name, ctypes.c_int64) for name in ("a_matrix", "a_row", "b_matrix", "b_row", "c_matrix", "c_row")),
+        *((name, ctypes.c_int64) for name in ("transposed", "threads")),
+    ]
 
 
 class CPUTaps:
@@ -177,11 +188,10 @@ class CPUTaps:
             pixels = self._size[0] * self._size[1]
             self._z = _scratch((*self._packed.shape[:-1], len(self._x) * pixels), self._x)
             z = self._z.view(*self._kernels().shape[:-1], len(self._x), pixels)
-            if self._aligned and self._groups == 1 and pixels >= _MANY_PIXELS:
-                for n, x in enumerate(self._x):  # without a copy of the input
-                    torch.mm(self._kernels()[0], x.flatten(1), out=z[0, :, n])
+            if self._aligned and self._groups == 1 and pixels >= _MANY_PIXELS:  # without a copy of the input
+                _multiply(self._kernels().expand(len(self._x), -1, -1), self._x.flatten(2), z[0].movedim(1, 0))
             else:
-                torch.bmm(self._kernels(), self._seen(), out=z.flatten(-2))
+                _multiply(self._kernels(), self._seen(), z.flatten(-2))
         return self._z
 
     def _kernels(self) -> Tensor:
@@ -203,8 +213,10 @@ class CPUTaps:
         """dx and the gradient of the packed weight, from the gradients of the maps, which stand in their place."""
         kernels = self._kernels()
         dz = self.maps().view(*kernels.shape[:-1], -1)
-        dpacked = torch.bmm(dz, self._seen().mT).view_as(self._packed)
-        dseen = torch.bmm(kernels.mT, dz).unflatten(-1, (len(self._x), *self._size))
+        seen = self._seen()
+        dpacked = _multiply(dz, seen.mT, kernels.new_empty(kernels.shape)).view_as(self._packed)
+        dseen = _multiply(_transposed(kernels), dz, seen.new_empty(seen.shape))
+        dseen = dseen.unflatten(-1, (len(self._x), *self._size))
         self._z = None  # it holds the gradients
         if self._aligned:
             return dseen.permute(2, 0, 1, 3, 4).reshape(self._x.shape), dpacked
@@ -248,6 +260,26 @@ class CPUTaps:
             torch.get_num_threads(),
             *map(_pointer, (self._x, self._packed, *tensors)),
         )  # fmt: skip
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """The products of the matrices a (B, M, K) and b (B, K, N), into out (B, M, N), which it returns.
+
+    Rows of a and out are contiguous, of b rows or columns.
+    """
+    columns_are = b.stride(-1) != 1
+    strides = (a.stride()[:2], b.mT.stride()[:2] if columns_are else b.stride()[:2], out.stride()[:2])
+    problem = _Product(*out.shape, a.shape[-1], *itertools.chain(*strides), columns_are, torch.get_num_threads())
+    _function("product", a.dtype)(ctypes.byref(problem), *map(_pointer, (a, b, out)))
+    return out
+
+
+def _transposed(matrices: Tensor) -> Tensor:
+    """A copy of matrices (B, M, N) as (B, N, M): one by one, since PyTorch takes several times as long for all at once."""
+    out = matrices.new_empty(matrices.mT.shape)
+    for to, matrix in zip(out, matrices, strict=True):
+        to.copy_(matrix.mT)
+    return out
 
 
 def release_scratch() -> None:

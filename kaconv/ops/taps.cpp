@@ -54,11 +54,16 @@ typename Vector<T>::type& at(T* p) { return *reinterpret_cast<typename Vector<T>
 template <typename T>
 const typename Vector<T>::type& at(const T* p) { return *reinterpret_cast<const typename Vector<T>::type*>(p); }
 
-// ROWS rows of c = a · b, for two vectors of columns.
-template <typename T, int ROWS>
+constexpr int64_t kTileRows = 8, kTileVectors = 2;  // the sums and what they are made from fit the registers
+
+// ROWS rows of c = a · b, or c += a · b with ADD.
+template <typename T, int ROWS, bool ADD>
 void tile(int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
     constexpr int64_t lanes = Vector<T>::lanes;
-    typename Vector<T>::type sum[ROWS][2] = {};
+    typename Vector<T>::type sum[ROWS][kTileVectors] = {};
+    if constexpr (ADD)
+        for (int r = 0; r < ROWS; ++r)
+            for (int u = 0; u < kTileVectors; ++u) sum[r][u] = at(c + r * ldc + u * lanes);
     for (int64_t p = 0; p < inner; ++p) {
         const auto b0 = at(b + p * ldb), b1 = at(b + p * ldb + lanes);
         for (int r = 0; r < ROWS; ++r) {
@@ -66,32 +71,30 @@ void tile(int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
             sum[r][1] += a[r * lda + p] * b1;
         }
     }
-    for (int r = 0; r < ROWS; ++r) {
-        at(c + r * ldc) = sum[r][0];
-        at(c + r * ldc + lanes) = sum[r][1];
-    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int u = 0; u < kTileVectors; ++u) at(c + r * ldc + u * lanes) = sum[r][u];
 }
 
-template <typename T>
+template <typename T, bool ADD>
 void tiles(int64_t rows, int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
     int64_t i = 0;
-    for (; i + 8 <= rows; i += 8) tile<T, 8>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
-    for (; i + 4 <= rows; i += 4) tile<T, 4>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
-    for (; i < rows; ++i) tile<T, 1>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+    for (; i + 8 <= rows; i += 8) tile<T, 8, ADD>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+    for (; i + 4 <= rows; i += 4) tile<T, 4, ADD>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+    for (; i < rows; ++i) tile<T, 1, ADD>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
 }
 
 // c (rows, columns) = a (rows, inner) · b (inner, columns)
 template <typename T>
 void multiply(int64_t rows, int64_t columns, int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
               int64_t ldc, std::vector<T>& scratch) {
-    constexpr int64_t step = 2 * Vector<T>::lanes;
+    constexpr int64_t step = kTileVectors * Vector<T>::lanes;
     int64_t j = 0;
-    for (; j + step <= columns; j += step) tiles(rows, inner, a, lda, b + j, ldb, c + j, ldc);
+    for (; j + step <= columns; j += step) tiles<T, false>(rows, inner, a, lda, b + j, ldb, c + j, ldc);
     if (const int64_t rest = columns - j) {  // the last columns go through a padded copy
         scratch.assign((inner + rows) * step, T(0));
         T *b_rest = scratch.data(), *c_rest = b_rest + inner * step;
         for (int64_t p = 0; p < inner; ++p) std::copy_n(b + p * ldb + j, rest, b_rest + p * step);
-        tiles(rows, inner, a, lda, b_rest, step, c_rest, step);
+        tiles<T, false>(rows, inner, a, lda, b_rest, step, c_rest, step);
         for (int64_t i = 0; i < rows; ++i) std::copy_n(c_rest + i * step, rest, c + i * ldc + j);
     }
 }
@@ -127,6 +130,98 @@ void multiply_transposed(int64_t rows, int64_t columns, int64_t inner, const T* 
     for (; i < rows; ++i)
         for (int64_t j = 0; j < columns; ++j)
             dots<T, 1, 1>(inner, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc);
+}
+
+// ---- matrix products of many channels ------------------------------------------------------------------------------
+//
+// Made here, because the library that PyTorch multiplies by leaves the wide vectors of some processors unused: by half of
+// their speed.
+
+struct Product {  // c = a · b of each of some matrices: rows are contiguous, except with `transposed` those of b
+    int64_t matrices, rows, columns, inner;
+    int64_t a_matrix, a_row, b_matrix, b_row, c_matrix, c_row;  // from one to the next, in elements
+    int64_t transposed;  // whether b_row leads from one column of b to the next, whose entries are contiguous
+    int64_t threads;
+};
+
+constexpr int64_t kTerms = 512;           // of a sum that are taken at once: rows of a so long stay in the first cache
+constexpr int64_t kPanelBytes = 1 << 19;  // of b that a thread works with at a time: they stay in the second
+
+// Copies so many columns of b into panels of a tile's width; the last one is filled up with zeros.
+template <typename T>
+void pack(const Product& p, const T* b, int64_t terms, int64_t columns, T* to) {
+    constexpr int64_t lanes = Vector<T>::lanes, step = kTileVectors * lanes;
+    for (int64_t j = 0; j < columns; j += step, to += terms * step) {
+        const int64_t count = std::min(step, columns - j);
+        if (count < step) std::fill_n(to, terms * step, T(0));
+        if (p.transposed) {
+            for (int64_t first = 0; first < terms; first += lanes)  // so that what is written stays in the first cache
+                for (int64_t i = 0; i < count; ++i)
+                    for (int64_t term = first; term < std::min(first + lanes, terms); ++term)
+                        to[term * step + i] = b[(j + i) * p.b_row + term];
+        } else if (count == step) {
+            for (int64_t term = 0; term < terms; ++term)
+                for (int64_t u = 0; u < kTileVectors; ++u)
+                    at(to + term * step + u * lanes) = at(b + term * p.b_row + j + u * lanes);
+        } else {
+            for (int64_t term = 0; term < terms; ++term) std::copy_n(b + term * p.b_row + j, count, to + term * step);
+        }
+    }
+}
+
+// Adds to c, or with ADD = false sets it to, the product of `terms` columns of a with panels of b.
+template <typename T, bool ADD>
+void add_panels(const Product& p, int64_t rows, int64_t columns, int64_t terms, const T* a, const T* panels, T* c,
+                T* rest) {
+    constexpr int64_t step = kTileVectors * Vector<T>::lanes;
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+        const int64_t tall = std::min(kTileRows, rows - i);
+        for (int64_t j = 0; j < columns; j += step) {
+            const T *a_tile = a + i * p.a_row, *b_panel = panels + j * terms;
+            T* c_tile = c + i * p.c_row + j;
+            if (j + step <= columns) {
+                tiles<T, ADD>(tall, terms, a_tile, p.a_row, b_panel, step, c_tile, p.c_row);
+            } else {
+                tiles<T, false>(tall, terms, a_tile, p.a_row, b_panel, step, rest, step);
+                for (int64_t r = 0; r < tall; ++r)
+                    for (int64_t s = 0; s < columns - j; ++s) {
+                        T& entry = c_tile[r * p.c_row + s];
+                        entry = rest[r * step + s] + (ADD ? entry : T(0));
+                    }
+            }
+        }
+    }
+}
+
+template <typename T>
+void product(const Product& p, const T* a, const T* b, T* c) {
+    constexpr int64_t step = kTileVectors * Vector<T>::lanes;
+    const int64_t times = (p.inner + kTerms - 1) / kTerms, terms = (p.inner + times - 1) / times;
+    const int64_t panels = (p.columns + step - 1) / step, bands = (p.rows + kTileRows - 1) / kTileRows;
+    const int64_t at_once = std::max<int64_t>(1, kPanelBytes / (step * terms * int64_t(sizeof(T))));  // panels
+    const int64_t blocks = (panels + at_once - 1) / at_once, items = p.matrices * blocks;
+    // Rows come apart only where there is too little else to run side by side: each part makes panels of its own.
+    const int64_t parts = std::clamp<int64_t>((p.threads + items - 1) / items, 1, bands);
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        std::vector<T> packed(at_once * step * terms), rest(kTileRows * step);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < items * parts; ++item) {
+            const int64_t part = item % parts, block = item / parts % blocks, matrix = item / parts / blocks;
+            const int64_t top = part * bands / parts * kTileRows, left = block * panels / blocks * step;
+            const int64_t rows = std::min((part + 1) * bands / parts * kTileRows, p.rows) - top;
+            const int64_t columns = std::min((block + 1) * panels / blocks * step, p.columns) - left;
+            T* to = c + matrix * p.c_matrix + top * p.c_row + left;
+            for (int64_t first = 0; first < p.inner; first += terms) {
+                const int64_t count = std::min(terms, p.inner - first);
+                const int64_t b_first = p.transposed ? left * p.b_row + first : first * p.b_row + left;
+                pack(p, b + matrix * p.b_matrix + b_first, count, columns, packed.data());
+                const T* from = a + matrix * p.a_matrix + top * p.a_row + first;
+                const auto add = first ? add_panels<T, true> : add_panels<T, false>;
+                add(p, rows, columns, count, from, packed.data(), to, rest.data());
+            }
+        }
+    }
 }
 
 // ---- where a position reads its plane -----------------------------------------------------------------------------
@@ -1018,6 +1113,7 @@ void aggregate(const Problem& p, const T* scale, const T* shift, const T* attent
 
 #define EXPORT(T, NAME)                                                                                               \
     extern "C" int64_t kept_size_##NAME(const Problem* p) { return kept_size<T>(*p); }                                \
+    extern "C" void product_##NAME(const Product* p, const T* a, const T* b, T* c) { product<T>(*p, a, b, c); }        \
     extern "C" void moments_##NAME(const Problem* p, double* sum, double* squares) { moments<T>(*p, sum, squares); }   \
     extern "C" void pooled_##NAME(const Problem* p, const T* scale, const T* shift, T cap, T* q) {                    \
         pooled<T>(*p, scale, shift, cap, q);                                                                          \
