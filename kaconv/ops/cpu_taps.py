@@ -267,6 +267,10 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
     Rows of a and out are contiguous, of b rows or columns.
     """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # only there may PyTorch's library leave vectors unused
+        for to, left, right in zip(out, a, b, strict=True):
+            torch.mm(left, right, out=to)
+        return out
     columns_are = b.stride(-1) != 1
     strides = (a.stride()[:2], b.mT.stride()[:2] if columns_are else b.stride()[:2], out.stride()[:2])
     problem = _Product(*out.shape, a.shape[-1], *itertools.chain(*strides), columns_are, torch.get_num_threads())
@@ -275,7 +279,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def _transposed(matrices: Tensor) -> Tensor:
-    """A copy of matrices (B, M, N) as (B, N, M): one by one, since PyTorch takes several times as long for all at once."""
+    """A copy of matrices (B, M, N) as (B, N, M), one by one: PyTorch takes several times as long for all at once."""
     out = matrices.new_empty(matrices.mT.shape)
     for to, matrix in zip(out, matrices, strict=True):
         to.copy_(matrix.mT)

@@ -35,7 +35,7 @@ struct Problem {
     bool depthwise() const { return in_group == 1 && out_group == 1; }
 };
 
-// ---- matrix products of the small matrices of one group -----------------------------------------------------------
+// ---- vectors --------------------------------------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
 constexpr int64_t kVectorBytes = 64;
@@ -54,7 +54,79 @@ typename Vector<T>::type& at(T* p) { return *reinterpret_cast<typename Vector<T>
 template <typename T>
 const typename Vector<T>::type& at(const T* p) { return *reinterpret_cast<const typename Vector<T>::type*>(p); }
 
-constexpr int64_t kTileRows = 8, kTileVectors = 2;  // the sums and what they are made from fit the registers
+template <typename T>
+using Vec = typename Vector<T>::type;
+
+template <typename T>
+using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // one for each lane of a vector
+
+template <typename T>
+struct Lanes {  // as a mask: all bits of a lane, or none
+    typedef Bits<T> type __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+};
+
+template <typename T>
+typename Lanes<T>::type lanes_of(Bits<T> bits) {
+    typename Lanes<T>::type lane;
+    for (int64_t l = 0; l < Vector<T>::lanes; ++l) lane[l] = Bits<T>(1) << l;
+    return (lane & bits) != 0;
+}
+
+template <typename T>
+Vec<T> keep(Vec<T> v, typename Lanes<T>::type mask) {  // and zero in the other lanes
+    return reinterpret_cast<Vec<T>>(reinterpret_cast<typename Lanes<T>::type>(v) & mask);
+}
+
+template <typename T>
+T total(Vec<T> v) {  // of the lanes
+    T sum = 0;
+    for (int64_t l = 0; l < Vector<T>::lanes; ++l) sum += v[l];
+    return sum;
+}
+
+template <typename T>
+struct Range {  // what an activation leaves
+    Vec<T> least, most;
+
+    explicit Range(T cap) {
+        // Were it known to be zero, the compiler would take two instructions for what is one of its own: a maximum.
+        const volatile T zero = 0;
+        least = Vec<T>{} + zero;
+        most = Vec<T>{} + cap;  // NaN, which nothing exceeds, stands for none
+    }
+    Vec<T> clamp(Vec<T> v) const {  // a NaN stays one
+        v = v < least ? least : v;
+        return v > most ? most : v;
+    }
+};
+
+// Copies a row without calling memmove, which costs as much as a short row: in pieces of AT_ONCE, the last one overlapping
+// the one before it.
+template <int64_t AT_ONCE, typename T>
+void copy(const T* from, int64_t count, T* to) {
+    if (count < AT_ONCE) {
+        if constexpr (AT_ONCE > 1) copy<AT_ONCE / 2>(from, count, to);
+        return;
+    }
+    const auto piece = [&](int64_t i) { std::memcpy(to + i, from + i, AT_ONCE * sizeof(T)); };
+    for (int64_t i = 0; i + AT_ONCE < count; i += AT_ONCE) piece(i);
+    piece(count - AT_ONCE);
+}
+
+// Sets the bits of places [first, last).
+template <typename T>
+void mark(Bits<T>* bits, int64_t first, int64_t last) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    for (int64_t next; first < last; first = next) {
+        next = std::min(last, (first / lanes + 1) * lanes);
+        bits[first / lanes] |= ((Bits<T>(1) << (next - first)) - 1) << first % lanes;
+    }
+}
+
+// ---- matrix products of the small matrices of one group -----------------------------------------------------------
+
+// Of a tile, whose sums and what they are made from fit the registers.
+constexpr int64_t kTileRows = kVectorBytes == 64 ? 8 : 4, kTileVectors = 2;
 
 // ROWS rows of c = a · b, or c += a · b with ADD.
 template <typename T, int ROWS, bool ADD>
@@ -78,7 +150,8 @@ void tile(int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
 template <typename T, bool ADD>
 void tiles(int64_t rows, int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
     int64_t i = 0;
-    for (; i + 8 <= rows; i += 8) tile<T, 8, ADD>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
+    for (; i + kTileRows <= rows; i += kTileRows)
+        tile<T, kTileRows, ADD>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
     for (; i + 4 <= rows; i += 4) tile<T, 4, ADD>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
     for (; i < rows; ++i) tile<T, 1, ADD>(inner, a + i * lda, lda, b, ldb, c + i * ldc, ldc);
 }
@@ -110,10 +183,9 @@ void dots(int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
             for (int s = 0; s < COLUMNS; ++s) sum[r][s] += at(a + r * lda + p) * at(b + s * ldb + p);
     for (int r = 0; r < ROWS; ++r)
         for (int s = 0; s < COLUMNS; ++s) {
-            T total = 0;
-            for (int64_t l = 0; l < lanes; ++l) total += sum[r][s][l];
-            for (int64_t q = p; q < inner; ++q) total += a[r * lda + q] * b[s * ldb + q];
-            c[r * ldc + s] += total;
+            T rest = 0;
+            for (int64_t q = p; q < inner; ++q) rest += a[r * lda + q] * b[s * ldb + q];
+            c[r * ldc + s] += total<T>(sum[r][s]) + rest;
         }
 }
 
@@ -134,8 +206,7 @@ void multiply_transposed(int64_t rows, int64_t columns, int64_t inner, const T* 
 
 // ---- matrix products of many channels ------------------------------------------------------------------------------
 //
-// Made here, because the library that PyTorch multiplies by leaves the wide vectors of some processors unused: by half of
-// their speed.
+// Made here: the library that PyTorch multiplies by leaves the vectors of 64 bytes of some processors unused.
 
 struct Product {  // c = a · b of each of some matrices: rows are contiguous, except with `transposed` those of b
     int64_t matrices, rows, columns, inner;
@@ -224,537 +295,64 @@ void product(const Product& p, const T* a, const T* b, T* c) {
     }
 }
 
-// ---- where a position reads its plane -----------------------------------------------------------------------------
+// ---- batch norm and activation -------------------------------------------------------------------------------------
 
-// A run of output pixels, and for one position the part of it whose rows lie inside the image.
-struct Run {
-    int64_t first, length;  // output pixels [first, first + length)
-    int64_t lo, hi;         // inside [lo, hi), counted from first; beyond, the plane is zero
-    int64_t offset;         // output pixel o reads plane pixel o + offset
-};
-
-// Splits the output into runs of whole rows, and knows which columns of a position lie inside the image.
 template <typename T>
-class Walk {
-  public:
-    explicit Walk(const Problem& p) : p_(p) {
-        constexpr int64_t target = 512;  // pixels: a run and its mask stay in the first-level cache
-        rows_ = std::clamp<int64_t>(target / p.width, 1, p.height);
-        masks_.assign(p.kernel[1] * rows_ * p.width, T(1));
-        if (p.aligned())
-            for (int64_t v = 0; v < p.kernel[1]; ++v)
-                for (int64_t o = 0; o < rows_ * p.width; ++o) {
-                    const int64_t column = o % p.width + shift(1, v);
-                    masks_[v * rows_ * p.width + o] = column >= 0 && column < p.width;
-                }
-    }
-    int64_t runs() const { return (p_.height + rows_ - 1) / rows_; }
-    int64_t longest() const { return rows_ * p_.width; }
-    Run run(int64_t index, int64_t k) const {
-        const int64_t first = index * rows_, last = std::min(first + rows_, p_.height);
-        Run run{first * p_.width, (last - first) * p_.width, 0, (last - first) * p_.width, 0};
-        if (p_.aligned()) {
-            const int64_t down = shift(0, k / p_.kernel[1]), right = shift(1, k % p_.kernel[1]);
-            const int64_t lo = std::clamp(-down, first, last), hi = std::clamp(p_.height - down, lo, last);
-            run.lo = (lo - first) * p_.width;
-            run.hi = (hi - first) * p_.width;
-            run.offset = down * p_.width + right;
-        }
-        return run;
-    }
-    // For the pixels from any row's start on: is the column inside? Starts anew with every row.
-    const T* mask(int64_t k) const { return masks_.data() + (k % p_.kernel[1]) * rows_ * p_.width; }
-
-  private:
-    int64_t shift(int axis, int64_t tap) const { return tap * p_.dilation[axis] - p_.padding[axis]; }
-    const Problem& p_;
-    int64_t rows_;
-    std::vector<T> masks_;
+struct Activity {  // of a vector of a map
+    Vec<T> xhat;
+    typename Lanes<T>::type active, capped;
 };
-
-// ---- the passes over one plane ------------------------------------------------------------------------------------
 
 template <typename T>
 struct Norm {  // xhat = r z + t, pre = gamma xhat + beta
     T r, t, gamma, beta, cap;  // a cap of NaN, which nothing reaches, stands for none
-    T xhat(T z) const { return r * z + t; }
-    T pre(T xhat) const { return gamma * xhat + beta; }
-    bool active(T pre) const { return !(pre <= 0) & !(pre >= cap); }  // a NaN is active, so that it shows
+
+    Activity<T> operator()(Vec<T> z) const {
+        const Vec<T> xhat = r * z + t, pre = gamma * xhat + beta;
+        const typename Lanes<T>::type capped = pre >= cap;
+        return {xhat, ~(pre <= T(0)) & ~capped, capped};  // a NaN is active, so that it shows
+    }
 };
-
-template <typename T>
-void plane_moments(const Walk<T>& walk, int64_t k, int64_t pixels, const T* z, double& total, double& squares) {
-    const T* mask = walk.mask(k);
-    double sum = 0, inside = 0;
-    for (int64_t i = 0; i < walk.runs(); ++i) {
-        const Run run = walk.run(i, k);
-        const T* plane = z + run.first + run.offset;
-        T part = 0, count = 0;
-#pragma omp simd reduction(+ : part, count)
-        for (int64_t o = run.lo; o < run.hi; ++o) {
-            part += mask[o - run.lo] != 0 ? plane[o] : T(0);
-            count += mask[o - run.lo];
-        }
-        sum += part;
-        inside += count;
-    }
-    const T mean = sum / pixels;
-    double about = (pixels - inside) * double(mean) * mean;
-    for (int64_t i = 0; i < walk.runs(); ++i) {
-        const Run run = walk.run(i, k);
-        const T* plane = z + run.first + run.offset;
-        T part = 0;
-#pragma omp simd reduction(+ : part)
-        for (int64_t o = run.lo; o < run.hi; ++o) {
-            const T d = mask[o - run.lo] != 0 ? plane[o] - mean : T(0);
-            part += d * d;
-        }
-        about += part;
-    }
-    total = sum;
-    // about is taken round the rounded mean; put it round zero so that samples can be joined
-    squares = about - pixels * (sum / pixels - mean) * (sum / pixels - mean);
-}
-
-template <typename T>
-void plane_pool(const Walk<T>& walk, int64_t k, const T* z, const Norm<T>& norm, T* active, T* active_xhat,
-                T* capped) {
-    const T* mask = walk.mask(k);
-    const T outside = norm.pre(norm.t);
-    *active = *active_xhat = *capped = 0;
-    for (int64_t i = 0; i < walk.runs(); ++i) {
-        const Run run = walk.run(i, k);
-        const T* plane = z + run.first + run.offset;
-        T a = 0, x = 0, c = 0;
-#pragma omp simd reduction(+ : a, x, c)
-        for (int64_t o = run.lo; o < run.hi; ++o) {
-            const T xhat = norm.xhat(mask[o - run.lo] != 0 ? plane[o] : T(0)), pre = norm.pre(xhat);
-            a += norm.active(pre) ? T(1) : T(0);
-            x += norm.active(pre) ? xhat : T(0);
-            c += pre >= norm.cap ? T(1) : T(0);
-        }
-        const T beyond = run.length - (run.hi - run.lo);
-        *active += a + (norm.active(outside) ? beyond : T(0));
-        *active_xhat += x + (norm.active(outside) ? beyond * norm.t : T(0));
-        *capped += c + (outside >= norm.cap ? beyond : T(0));
-    }
-}
-
-template <typename T>
-void plane_reduce(const Walk<T>& walk, int64_t k, const T* z, const Norm<T>& norm, const T* dout, T* d_active,
-                  T* d_active_xhat, T* d_capped) {
-    const T* mask = walk.mask(k);
-    const T outside = norm.pre(norm.t);
-    *d_active = *d_active_xhat = *d_capped = 0;
-    for (int64_t i = 0; i < walk.runs(); ++i) {
-        const Run run = walk.run(i, k);
-        const T *plane = z + run.first + run.offset, *d = dout + run.first;
-        T a = 0, x = 0, c = 0, beyond = 0;
-#pragma omp simd reduction(+ : a, x, c)
-        for (int64_t o = run.lo; o < run.hi; ++o) {
-            const T xhat = norm.xhat(mask[o - run.lo] != 0 ? plane[o] : T(0)), pre = norm.pre(xhat);
-            a += norm.active(pre) ? d[o] : T(0);
-            x += norm.active(pre) ? d[o] * xhat : T(0);
-            c += pre >= norm.cap ? d[o] : T(0);
-        }
-        for (int64_t o = 0; o < run.lo; ++o) beyond += d[o];
-        for (int64_t o = run.hi; o < run.length; ++o) beyond += d[o];
-        *d_active += a + (norm.active(outside) ? beyond : T(0));
-        *d_active_xhat += x + (norm.active(outside) ? beyond * norm.t : T(0));
-        *d_capped += c + (outside >= norm.cap ? beyond : T(0));
-    }
-}
 
 template <typename T>
 struct Slope {  // dz = [active] (alpha dout + bias) - delta - epsilon xhat
+    Norm<T> norm;
     T alpha, bias, delta, epsilon;
-    T operator()(const Norm<T>& norm, T z, T dout) const {
-        const T xhat = norm.xhat(z);
-        return (norm.active(norm.pre(xhat)) ? alpha * dout + bias : T(0)) - delta - epsilon * xhat;
+
+    Vec<T> operator()(Vec<T> z, Vec<T> dout) const {
+        const Activity<T> of = norm(z);
+        return keep<T>(alpha * dout + bias, of.active) - delta - epsilon * of.xhat;
     }
 };
-
-// A plane of gradients with room on both sides: an output pixel whose column lies outside the image writes a zero, which
-// falls on a pixel of the neighbouring row that no output reads, or beyond the plane.
-template <typename T>
-class Gradient {
-  public:
-    explicit Gradient(const Problem& p) : room_(p.kernel[1] * p.dilation[1]), pixels_(p.pixels()) {
-        values_.resize(pixels_ + 2 * room_);
-    }
-    T* plane() { return values_.data() + room_; }
-    void clear() { std::fill(values_.begin(), values_.end(), T(0)); }
-    void copy_to(T* to) { std::copy_n(plane(), pixels_, to); }
-
-  private:
-    int64_t room_, pixels_;
-    std::vector<T> values_;
-};
-
-// dz of a plane, which is zero where no output pixel reads it.
-template <typename T>
-void plane_gradient(const Walk<T>& walk, int64_t k, const T* z, const Norm<T>& norm, const Slope<T>& slope,
-                    const T* dout, Gradient<T>& dz) {
-    dz.clear();
-    const T* mask = walk.mask(k);
-    for (int64_t i = 0; i < walk.runs(); ++i) {
-        const Run run = walk.run(i, k);
-        const T *plane = z + run.first + run.offset, *d = dout + run.first;
-        T* to = dz.plane() + run.first + run.offset;
-#pragma omp simd
-        for (int64_t o = run.lo; o < run.hi; ++o) {
-            const bool inside = mask[o - run.lo] != 0;
-            const T value = slope(norm, inside ? plane[o] : T(0), d[o]);
-            to[o] = inside ? value : T(0);
-        }
-    }
-}
-
-// The same where the plane is the input's, times weight: adds to dx, and returns the gradient of the weight.
-template <typename T>
-T plane_gradient_depthwise(const Walk<T>& walk, int64_t k, const T* x, T weight, const Norm<T>& norm,
-                           const Slope<T>& slope, const T* dout, Gradient<T>& dx) {
-    const T* mask = walk.mask(k);
-    T total = 0;
-    for (int64_t i = 0; i < walk.runs(); ++i) {
-        const Run run = walk.run(i, k);
-        const T *plane = x + run.first + run.offset, *d = dout + run.first;
-        T* to = dx.plane() + run.first + run.offset;
-        T part = 0;
-#pragma omp simd reduction(+ : part)
-        for (int64_t o = run.lo; o < run.hi; ++o) {
-            const bool inside = mask[o - run.lo] != 0;
-            const T from = inside ? plane[o] : T(0), value = slope(norm, from, d[o]), dz = inside ? value : T(0);
-            to[o] += weight * dz;
-            part += dz * from;
-        }
-        total += part;
-    }
-    return total;
-}
-
-// ---- the maps of one group of one sample --------------------------------------------------------------------------
-
-template <typename T>
-class Maps {
-  public:
-    explicit Maps(const Problem& p) : p_(p) {
-        if (p.z) return;
-        const int64_t in = p.height_in * p.width_in, out = p.pixels(), plane = p.aligned() ? in : out;
-        if (!p.aligned()) gathered_.resize(p.positions() * p.in_group * out);
-        if (!p.depthwise()) maps_.resize(p.positions() * p.out_group * plane);
-    }
-    void load(int64_t n, int64_t g) {
-        const int64_t plane = p_.pixels();  // the same for both layouts
-        if (p_.z) {
-            first_ = static_cast<T*>(p_.z) + (g * p_.positions() * p_.out_group * p_.samples + n) * plane;
-            return;
-        }
-        const T* x = input(n, g);
-        if (!p_.aligned())
-            for (int64_t k = 0; k < p_.positions(); ++k)
-                for (int64_t ci = 0; ci < p_.in_group; ++ci) gather(x + ci * input_pixels(), k, seen(k) + ci * plane);
-        if (p_.depthwise()) {
-            first_ = p_.aligned() ? const_cast<T*>(x) : gathered_.data();  // only read
-            return;
-        }
-        first_ = maps_.data();
-        const int64_t rows = p_.positions() * p_.out_group;
-        const T* w = static_cast<const T*>(p_.weight) + g * rows * p_.in_group;
-        if (p_.aligned()) {
-            multiply(rows, plane, p_.in_group, w, p_.in_group, x, plane, first_, plane, scratch_);
-        } else {
-            for (int64_t k = 0; k < p_.positions(); ++k)
-                multiply(p_.out_group, plane, p_.in_group, w + k * p_.out_group * p_.in_group, p_.in_group, seen(k),
-                         plane, first_ + k * p_.out_group * plane, plane, scratch_);
-        }
-    }
-    T* plane(int64_t k, int64_t co) {
-        if (p_.depthwise() && p_.aligned() && !p_.z) return first_;
-        return first_ + (k * p_.out_group + co) * (p_.z ? p_.samples : 1) * p_.pixels();
-    }
-    const T* input(int64_t n, int64_t g) const {
-        return static_cast<const T*>(p_.x) + (n * p_.groups + g) * p_.in_group * input_pixels();
-    }
-    // From dz (K, out_group, plane) in place of the maps: dx of this group, and what it adds to dweight.
-    void gradients(int64_t n, int64_t g, T* dx, T* dweight) {
-        const int64_t plane = p_.pixels(), rows = p_.positions() * p_.out_group;
-        const T* w = static_cast<const T*>(p_.weight_transposed) + g * rows * p_.in_group;
-        if (p_.aligned()) {
-            multiply(p_.in_group, plane, rows, w, rows, first_, plane, dx, plane, scratch_);
-            multiply_transposed(rows, p_.in_group, plane, first_, plane, input(n, g), plane, dweight, p_.in_group);
-            return;
-        }
-        for (int64_t k = 0; k < p_.positions(); ++k) {
-            const T* dz = first_ + k * p_.out_group * plane;
-            multiply_transposed(p_.out_group, p_.in_group, plane, dz, plane, seen(k), plane,
-                                dweight + k * p_.out_group * p_.in_group, p_.in_group);
-            multiply(p_.in_group, plane, p_.out_group, w + k * p_.out_group, rows, dz, plane, seen(k), plane,
-                     scratch_);
-            for (int64_t ci = 0; ci < p_.in_group; ++ci)
-                scatter(seen(k) + ci * plane, k, dx + ci * input_pixels());
-        }
-    }
-    // seen += to, where a gathered plane came from
-    void scatter(const T* from, int64_t k, T* to) const {
-        visit(k, [&](int64_t o, int64_t i) { to[i] += from[o]; });
-    }
-
-  private:
-    int64_t input_pixels() const { return p_.height_in * p_.width_in; }
-    T* seen(int64_t k) { return gathered_.data() + k * p_.in_group * p_.pixels(); }
-    void gather(const T* from, int64_t k, T* to) const {
-        std::fill_n(to, p_.pixels(), T(0));
-        visit(k, [&](int64_t o, int64_t i) { to[o] = from[i]; });
-    }
-    // Calls f(output pixel, input pixel) for the outputs whose position k reads inside the image.
-    template <typename F>
-    void visit(int64_t k, F f) const {
-        const int64_t u = k / p_.kernel[1], v = k % p_.kernel[1];
-        const int64_t right = v * p_.dilation[1] - p_.padding[1], step = p_.stride[1];
-        const int64_t first = right >= 0 ? 0 : (-right + step - 1) / step;
-        const int64_t last = right >= p_.width_in ? 0 : std::min(p_.width, (p_.width_in - 1 - right) / step + 1);
-        for (int64_t i = 0; i < p_.height; ++i) {
-            const int64_t row = i * p_.stride[0] + u * p_.dilation[0] - p_.padding[0];
-            if (row < 0 || row >= p_.height_in) continue;
-            for (int64_t j = first; j < last; ++j) f(i * p_.width + j, row * p_.width_in + j * step + right);
-        }
-    }
-
-    const Problem& p_;
-    std::vector<T> gathered_, maps_, scratch_;
-    T* first_ = nullptr;
-};
-
-// Runs f(maps, walk, n, g) for every sample and group, side by side.
-template <typename T, typename F>
-void for_each_group(const Problem& p, F f) {
-#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
-    {
-        Maps<T> maps(p);
-        const Walk<T> walk(p);
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < p.samples * p.groups; ++item) {
-            maps.load(item / p.groups, item % p.groups);
-            f(maps, walk, item / p.groups, item % p.groups);
-        }
-    }
-}
-
-// With maps that are given, every channel is a group of its own: there is more to run side by side.
-template <typename T, typename F>
-void for_each_plane(const Problem& p, F f) {
-    if (!p.z) {
-        for_each_group<T>(p, [&](Maps<T>& maps, const Walk<T>& walk, int64_t n, int64_t g) {
-            for (int64_t co = 0; co < p.out_group; ++co)
-                f(walk, n, g * p.out_group + co, [&](int64_t k) { return maps.plane(k, co); });
-        });
-        return;
-    }
-#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
-    {
-        Maps<T> maps(p);
-        const Walk<T> walk(p);
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < p.samples * p.channels(); ++item) {
-            const int64_t n = item / p.channels(), c = item % p.channels();
-            maps.load(n, c / p.out_group);
-            f(walk, n, c, [&](int64_t k) { return maps.plane(k, c % p.out_group); });
-        }
-    }
-}
 
 template <typename T>
 struct Coefficients {  // each (K, C)
     const T *r, *t, *gamma, *beta;
     T cap;
-    Norm<T> at(int64_t i) const { return {r[i], t[i], gamma[i], beta[i], cap}; }
+    std::vector<const T*> all() const { return {r, t, gamma, beta}; }
 };
 
 template <typename T>
-void moments(const Problem& p, double* sum, double* squares) {
-    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
-        for (int64_t k = 0; k < p.positions(); ++k) {
-            const int64_t i = (n * p.positions() + k) * p.channels() + c;
-            plane_moments<T>(walk, k, p.pixels(), plane(k), sum[i], squares[i]);
-        }
-    });
-}
+struct Slopes {
+    Coefficients<T> norms;
+    const T *alpha, *bias, *delta, *epsilon;  // the first two (N, K, C), the others (K, C)
 
-template <typename T>
-void pool(const Problem& p, const Coefficients<T>& norms, T* active, T* active_xhat, T* capped) {
-    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
-        for (int64_t k = 0; k < p.positions(); ++k) {
-            const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
-            plane_pool<T>(walk, k, plane(k), norms.at(kc), active + i, active_xhat + i, capped + i);
-        }
-    });
-}
-
-template <typename T>
-void reduce(const Problem& p, const Coefficients<T>& norms, const T* dout, T* d_active, T* d_active_xhat,
-            T* d_capped) {
-    for_each_plane<T>(p, [&](const Walk<T>& walk, int64_t n, int64_t c, auto plane) {
-        const T* d = dout + (n * p.channels() + c) * p.pixels();
-        for (int64_t k = 0; k < p.positions(); ++k) {
-            const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
-            plane_reduce<T>(walk, k, plane(k), norms.at(kc), d, d_active + i, d_active_xhat + i, d_capped + i);
-        }
-    });
-}
-
-template <typename T>
-struct Slopes {  // alpha and bias (N, K, C), delta and epsilon (K, C)
-    const T *alpha, *bias, *delta, *epsilon;
-    Slope<T> at(int64_t i, int64_t kc) const { return {alpha[i], bias[i], delta[kc], epsilon[kc]}; }
+    Slope<T> at(const Problem& p, int64_t n, int64_t k, int64_t c) const {
+        const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
+        const Norm<T> norm{norms.r[kc], norms.t[kc], norms.gamma[kc], norms.beta[kc], norms.cap};
+        return {norm, alpha[i], bias[i], delta[kc], epsilon[kc]};
+    }
 };
 
-// Maps that are given become their gradients.
-template <typename T>
-void map_gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<T>& slopes, const T* dout) {
-#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
-    {
-        Maps<T> maps(p);
-        const Walk<T> walk(p);
-        Gradient<T> dz(p);
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < p.samples * p.channels(); ++item) {
-            const int64_t n = item / p.channels(), c = item % p.channels();
-            maps.load(n, c / p.out_group);
-            for (int64_t k = 0; k < p.positions(); ++k) {
-                const int64_t kc = k * p.channels() + c, i = n * p.positions() * p.channels() + kc;
-                T* z = maps.plane(k, c % p.out_group);
-                const T* d = dout + (n * p.channels() + c) * p.pixels();
-                plane_gradient<T>(walk, k, z, norms.at(kc), slopes.at(i, kc), d, dz);
-                dz.copy_to(z);
-            }
-        }
-    }
-}
-
-// dweight is (chunks, G, K, out_group, in_group): each has its own samples and one order of summation.
-template <typename T>
-void gradients(const Problem& p, const Coefficients<T>& norms, const Slopes<T>& slopes, const T* dout, T* dx,
-               T* dweight) {
-    const int64_t positions = p.positions(), weights = positions * p.out_group * p.in_group;
-    const int64_t pixels_in = p.in_group * p.height_in * p.width_in;
-#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
-    {
-        Maps<T> maps(p);
-        const Walk<T> walk(p);
-        Gradient<T> gradient(p);
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < p.chunks * p.groups; ++item) {
-            const int64_t chunk = item / p.groups, g = item % p.groups;
-            const T* w = static_cast<const T*>(p.weight) + g * weights;
-            T* dw = dweight + item * weights;
-            std::fill_n(dw, weights, T(0));
-            for (int64_t n = chunk; n < p.samples; n += p.chunks) {
-                T* dx_group = dx + (n * p.groups + g) * pixels_in;
-                maps.load(n, g);
-                const auto each = [&](auto f) {
-                    for (int64_t co = 0; co < p.out_group; ++co)
-                        for (int64_t k = 0; k < positions; ++k) {
-                            const int64_t c = g * p.out_group + co, kc = k * p.channels() + c;
-                            f(k, maps.plane(k, co), norms.at(kc), slopes.at(n * positions * p.channels() + kc, kc),
-                              dout + (n * p.channels() + c) * p.pixels());
-                        }
-                };
-                if (!p.depthwise()) {
-                    each([&](int64_t k, T* z, const Norm<T>& norm, const Slope<T>& slope, const T* d) {
-                        plane_gradient<T>(walk, k, z, norm, slope, d, gradient);
-                        gradient.copy_to(z);
-                    });
-                    if (!p.aligned()) std::fill_n(dx_group, pixels_in, T(0));
-                    maps.gradients(n, g, dx_group, dw);
-                } else if (p.aligned()) {
-                    gradient.clear();
-                    each([&](int64_t k, T* x, const Norm<T>& norm, const Slope<T>& slope, const T* d) {
-                        dw[k] += plane_gradient_depthwise<T>(walk, k, x, w[k], norm, slope, d, gradient);
-                    });
-                    gradient.copy_to(dx_group);
-                } else {
-                    std::fill_n(dx_group, pixels_in, T(0));
-                    each([&](int64_t k, T* x, const Norm<T>& norm, const Slope<T>& slope, const T* d) {
-                        gradient.clear();
-                        dw[k] += plane_gradient_depthwise<T>(walk, k, x, w[k], norm, slope, d, gradient);
-                        maps.scatter(gradient.plane(), k, dx_group);
-                    });
-                }
-            }
-        }
-    }
-}
-
-// ---- the pooled maps and the weighted sum --------------------------------------------------------------------------
+// ---- sums over the maps, and of them -------------------------------------------------------------------------------
 //
-// Both walk the output in blocks of a few vectors, make a block of each map in registers and use it at once. What the
+// All walk the output in blocks of a few vectors, make a block of each map in registers and use it at once. What the
 // maps are made from is in one of four classes: Depthwise, Grouped, Kept, Stored. Each has, for one sample and one group,
 //   rows(): the channels of the group; a tile is of 8, 4 or one of them, of one alone without kManyRows
 //   tile(k, channel, o, z): z_k of a tile, at kVectors vectors of output places from place o on
 // Places are output pixels, row by row; a row may have more places than pixels, and what these hold is dropped.
 
-template <typename T>
-using Vec = typename Vector<T>::type;
-
-template <typename T>
-using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // one for each lane of a vector
-
-template <typename T>
-struct Lanes {  // as a mask: all bits of a lane, or none
-    typedef Bits<T> type __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
-};
-
-template <typename T>
-typename Lanes<T>::type lanes_of(Bits<T> bits) {
-    typename Lanes<T>::type lane;
-    for (int64_t l = 0; l < Vector<T>::lanes; ++l) lane[l] = Bits<T>(1) << l;
-    return (lane & bits) != 0;
-}
-
-template <typename T>
-Vec<T> keep(Vec<T> v, typename Lanes<T>::type mask) {  // and zero in the other lanes
-    return reinterpret_cast<Vec<T>>(reinterpret_cast<typename Lanes<T>::type>(v) & mask);
-}
-
-template <typename T>
-struct Range {  // what an activation leaves
-    Vec<T> least, most;
-
-    explicit Range(T cap) {
-        // Were it known to be zero, the compiler would take two instructions for what is one of its own: a maximum.
-        const volatile T zero = 0;
-        least = Vec<T>{} + zero;
-        most = Vec<T>{} + cap;  // NaN, which nothing exceeds, stands for none
-    }
-    Vec<T> clamp(Vec<T> v) const {  // a NaN stays one
-        v = v < least ? least : v;
-        return v > most ? most : v;
-    }
-};
-
-// Copies a row without calling memmove, which costs as much as a short row: in pieces of AT_ONCE, the last one overlapping
-// the one before it.
-template <int64_t AT_ONCE, typename T>
-void copy(const T* from, int64_t count, T* to) {
-    if (count < AT_ONCE) {
-        if constexpr (AT_ONCE > 1) copy<AT_ONCE / 2>(from, count, to);
-        return;
-    }
-    const auto piece = [&](int64_t i) { std::memcpy(to + i, from + i, AT_ONCE * sizeof(T)); };
-    for (int64_t i = 0; i + AT_ONCE < count; i += AT_ONCE) piece(i);
-    piece(count - AT_ONCE);
-}
-
-// Sets the bits of places [first, last).
-template <typename T>
-void mark(Bits<T>* bits, int64_t first, int64_t last) {
-    constexpr int64_t lanes = Vector<T>::lanes;
-    for (int64_t next; first < last; first = next) {
-        next = std::min(last, (first / lanes + 1) * lanes);
-        bits[first / lanes] |= ((Bits<T>(1) << (next - first)) - 1) << first % lanes;
-    }
-}
+constexpr int64_t kRun = 4;  // blocks of a map that are summed up at once: what they are made from stays in the cache
 
 template <typename T>
 struct Places {
@@ -956,6 +554,7 @@ class Stored {  // maps that the caller has; every channel is a group of its own
         constexpr int64_t lanes = Vector<T>::lanes;
         const Bits<T>* inside = inside_.data() + k * places_.vectors + o / lanes;
         for (int u = 0; u < kVectors; ++u) z[0][u] = keep<T>(at(from_[k] + o + u * lanes), lanes_of<T>(inside[u]));
+        for (int u = 0; u < kVectors; ++u) __builtin_prefetch(from_[k] + o + (kRun * kVectors + u) * lanes);
     }
 
   private:
@@ -990,13 +589,18 @@ void for_each_tile(int64_t first, int64_t last, F f) {
 template <typename T>
 struct Share {
     int64_t n, g, first, last;
-    std::vector<T> sums, scale, shift, attention;
+    std::vector<T> sums, attention, maps;  // maps: of the channels, as places
+    std::vector<std::vector<T>> coefficients;
 
     int64_t rows() const { return last - first; }
+    Norm<T> norm(int64_t i, T cap) const {
+        return {coefficients[0][i], coefficients[1][i], coefficients[2][i], coefficients[3][i], cap};
+    }
+    int64_t channel(const Problem& p) const { return g * (p.z ? 1 : p.out_group) + first; }  // the first one of all
     // Coefficients (K, C) as (K, rows), side by side: apart, they may fall on one line of the cache.
     void take(const Problem& p, const T* from, std::vector<T>& to) const {
         to.resize(p.positions() * rows());
-        from += g * (p.z ? 1 : p.out_group) + first;
+        from += channel(p);
         for (int64_t k = 0; k < p.positions(); ++k)
             for (int64_t row = 0; row < rows(); ++row) to[k * rows() + row] = from[k * p.channels() + row];
     }
@@ -1004,11 +608,12 @@ struct Share {
 
 // Calls f(maps, share) for every sample and group, side by side; there are parts of groups where those are few.
 template <typename T, typename Maps, typename F>
-void for_each_share(const Problem& p, const T* scale, const T* shift, F f) {
+void for_each_share(const Problem& p, const std::vector<const T*>& coefficients, F f) {
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1)
     {
         Maps maps(p);
         Share<T> share;
+        share.coefficients.resize(coefficients.size());
         const int64_t items = p.samples * maps.groups(), tiles = (maps.rows() + 7) / 8;
         // Parts of kept maps share nothing, and their sums are to stay in the cache.
         const int64_t wanted = std::is_same_v<Maps, Kept<T>> ? tiles : (p.threads + items - 1) / items;
@@ -1020,46 +625,147 @@ void for_each_share(const Problem& p, const T* scale, const T* shift, F f) {
             share.g = item / parts % maps.groups();
             share.first = part * tiles / parts * 8;
             share.last = std::min((part + 1) * tiles / parts * 8, maps.rows());
-            share.take(p, scale, share.scale);
-            share.take(p, shift, share.shift);
+            for (size_t i = 0; i < coefficients.size(); ++i) share.take(p, coefficients[i], share.coefficients[i]);
             maps.load(share.n, share.g);
             f(maps, share);
         }
     }
 }
 
-template <typename T, typename Maps>
-void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
+
+// Sums over the pixels of each map. After begin(maps, share), add(share, i, place, z, counted, sum) adds a block of a map
+// to the vectors of its SUMS sums, and end(share, i, to, sum) gets the sums. i is the map's place among the share's
+// coefficients, `place` that of the block among the share's maps, `to` that of the map among all, (N, K, C).
+template <typename T, typename Maps, int SUMS, typename Begin, typename Add, typename End>
+void sum_maps(const Problem& p, const std::vector<const T*>& coefficients, Begin begin, Add add, End end) {
     constexpr int64_t lanes = Vector<T>::lanes;
     constexpr int vectors = Maps::kVectors;
-    const Range<T> range(cap);
-    for_each_share<T, Maps>(p, scale, shift, [&](const Maps& maps, Share<T>& share) {
-        share.sums.assign(p.positions() * share.rows() * lanes, T(0));  // a vector for each position and channel
-        for (int64_t v = 0; v < maps.places().vectors; v += vectors) {
-            typename Lanes<T>::type counted[vectors];
-            for (int u = 0; u < vectors; ++u) counted[u] = lanes_of<T>(maps.places().counted[v + u]);
+    for_each_share<T, Maps>(p, coefficients, [&](const Maps& maps, Share<T>& share) {
+        begin(maps, share);
+        share.sums.assign(p.positions() * share.rows() * SUMS * lanes, T(0));
+        const int64_t all = maps.places().vectors;
+        for (int64_t from = 0; from < all; from += kRun * vectors)
             for (int64_t k = 0; k < p.positions(); ++k)
                 for_each_tile<Maps>(share.first, share.last, [&](auto rows, int64_t channel) {
-                    Vec<T> z[rows][vectors];
-                    maps.tile(k, channel, v * lanes, z);
-                    if constexpr (std::is_same_v<Maps, Grouped<T>>) maps.keep_tile(k, channel, v * lanes, z);
-                    for (int r = 0; r < rows; ++r) {
-                        const int64_t i = k * share.rows() + channel - share.first + r;
-                        Vec<T> sum{};
-                        for (int u = 0; u < vectors; ++u)
-                            sum += keep<T>(range.clamp(share.scale[i] * z[r][u] + share.shift[i]), counted[u]);
-                        at(share.sums.data() + i * lanes) += sum;
+                    Vec<T> sum[rows][SUMS] = {};
+                    const int64_t first = k * share.rows() + channel - share.first;
+                    for (int64_t v = from; v < std::min(from + kRun * vectors, all); v += vectors) {
+                        typename Lanes<T>::type counted[vectors];
+                        for (int u = 0; u < vectors; ++u) counted[u] = lanes_of<T>(maps.places().counted[v + u]);
+                        Vec<T> z[rows][vectors];
+                        maps.tile(k, channel, v * lanes, z);
+                        if constexpr (std::is_same_v<Maps, Grouped<T>>) maps.keep_tile(k, channel, v * lanes, z);
+                        for (int r = 0; r < rows; ++r) {
+                            const int64_t place = (channel - share.first + r) * maps.places().size() + v * lanes;
+                            add(share, first + r, place, z[r], counted, sum[r]);
+                        }
                     }
+                    Vec<T>* to = &at(share.sums.data() + first * SUMS * lanes);
+                    for (int r = 0; r < rows; ++r)
+                        for (int s = 0; s < SUMS; ++s) to[r * SUMS + s] += sum[r][s];
                 });
+        const int64_t to = share.n * p.positions() * p.channels() + share.channel(p);
+        for (int64_t i = 0; i < p.positions() * share.rows(); ++i) {
+            T sum[SUMS];
+            for (int s = 0; s < SUMS; ++s) sum[s] = total<T>(at(share.sums.data() + (i * SUMS + s) * lanes));
+            end(share, i, to + i / share.rows() * p.channels() + i % share.rows(), sum);
         }
-        T* to = q + share.n * p.positions() * p.channels() + share.g * maps.rows() + share.first;
-        for (int64_t k = 0; k < p.positions(); ++k)
-            for (int64_t row = 0; row < share.rows(); ++row) {
-                T sum = 0;
-                for (int64_t l = 0; l < lanes; ++l) sum += share.sums[(k * share.rows() + row) * lanes + l];
-                to[k * p.channels() + row] = sum / p.pixels();
-            }
     });
+}
+
+const auto no_begin = [](const auto&, auto&) {};
+
+// Sums, and squares of the distances from a sample's own mean.
+template <typename T, typename Maps>
+void moments(const Problem& p, double* sums, double* squares) {
+    // Taken about the mean of a map's first block: it is part of the map, so the map's mean is never so many standard
+    // deviations from it that digits are lost.
+    const auto begin = [&](const Maps& maps, Share<T>& share) {
+        share.coefficients.assign(1, std::vector<T>(p.positions() * share.rows()));
+        T pixels = 0;
+        for (int u = 0; u < Maps::kVectors; ++u)
+            pixels += total<T>(keep<T>(Vec<T>{} + T(1), lanes_of<T>(maps.places().counted[u])));
+        for (int64_t k = 0; k < p.positions(); ++k)
+            for_each_tile<Maps>(share.first, share.last, [&](auto rows, int64_t channel) {
+                Vec<T> z[rows][Maps::kVectors];
+                maps.tile(k, channel, 0, z);
+                for (int r = 0; r < rows; ++r) {
+                    Vec<T> sum{};
+                    for (int u = 0; u < Maps::kVectors; ++u)
+                        sum += keep<T>(z[r][u], lanes_of<T>(maps.places().counted[u]));
+                    share.coefficients[0][k * share.rows() + channel - share.first + r] = total<T>(sum) / pixels;
+                }
+            });
+    };
+    const auto add = [&](const Share<T>& share, int64_t i, int64_t, const auto& z, const auto& counted, auto& sum) {
+        for (int u = 0; u < Maps::kVectors; ++u) {
+            const Vec<T> distance = keep<T>(z[u] - share.coefficients[0][i], counted[u]);
+            sum[0] += distance;
+            sum[1] += distance * distance;
+        }
+    };
+    sum_maps<T, Maps, 2>(p, {}, begin, add, [&](const Share<T>& share, int64_t i, int64_t to, const auto& sum) {
+        sums[to] = sum[0] + double(p.pixels()) * share.coefficients[0][i];
+        squares[to] = sum[1] - double(sum[0]) * sum[0] / p.pixels();
+    });
+}
+
+template <typename T, typename Maps>
+void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
+    const Range<T> range(cap);
+    const auto add = [&](const Share<T>& share, int64_t i, int64_t, const auto& z, const auto& counted, auto& sum) {
+        const T scaled = share.coefficients[0][i], shifted = share.coefficients[1][i];
+        for (int u = 0; u < Maps::kVectors; ++u) sum[0] += keep<T>(range.clamp(scaled * z[u] + shifted), counted[u]);
+    };
+    sum_maps<T, Maps, 1>(p, {scale, shift}, no_begin, add, [&](const Share<T>&, int64_t, int64_t to, const auto& sum) {
+        q[to] = sum[0] / p.pixels();
+    });
+}
+
+// Three sums to where they belong.
+template <typename T>
+auto into(T* first, T* second, T* third) {
+    return [=](const Share<T>&, int64_t, int64_t to, const auto& sum) {
+        first[to] = sum[0];
+        second[to] = sum[1];
+        third[to] = sum[2];
+    };
+}
+
+template <typename T, typename Maps>
+void pool(const Problem& p, const Coefficients<T>& norms, T* active, T* active_xhat, T* capped) {
+    const auto add = [&](const Share<T>& share, int64_t i, int64_t, const auto& z, const auto& counted, auto& sum) {
+        for (int u = 0; u < Maps::kVectors; ++u) {
+            const Activity<T> of = share.norm(i, norms.cap)(z[u]);
+            sum[0] += keep<T>(Vec<T>{} + T(1), of.active & counted[u]);
+            sum[1] += keep<T>(of.xhat, of.active & counted[u]);
+            sum[2] += keep<T>(Vec<T>{} + T(1), of.capped & counted[u]);
+        }
+    };
+    sum_maps<T, Maps, 3>(p, norms.all(), no_begin, add, into(active, active_xhat, capped));
+}
+
+template <typename T, typename Maps>
+void reduce(const Problem& p, const Coefficients<T>& norms, const T* dout, T* d_active, T* d_active_xhat, T* d_capped) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    const auto begin = [&](const Maps& maps, Share<T>& share) {  // dout as places, zero where there is no pixel
+        const int64_t size = maps.places().size();
+        share.maps.assign(share.rows() * size, T(0));
+        const T* from = dout + (share.n * p.channels() + share.channel(p)) * p.pixels();
+        for (int64_t row = 0; row < share.rows(); ++row)
+            for (int64_t y = 0; y < p.height; ++y, from += p.width)
+                copy<lanes>(from, p.width, share.maps.data() + row * size + y * maps.places().pitch);
+    };
+    const auto add = [&](const auto& share, int64_t i, int64_t place, const auto& z, const auto& counted, auto& sum) {
+        for (int u = 0; u < Maps::kVectors; ++u) {
+            const Activity<T> of = share.norm(i, norms.cap)(z[u]);
+            const Vec<T> d = at(share.maps.data() + place + u * lanes);
+            sum[0] += keep<T>(d, of.active);
+            sum[1] += keep<T>(d * of.xhat, of.active & counted[u]);
+            sum[2] += keep<T>(d, of.capped);
+        }
+    };
+    sum_maps<T, Maps, 3>(p, norms.all(), begin, add, into(d_active, d_active_xhat, d_capped));
 }
 
 template <typename T, typename Maps>
@@ -1067,7 +773,8 @@ void aggregate(const Problem& p, const T* scale, const T* shift, const T* attent
     constexpr int64_t lanes = Vector<T>::lanes;
     constexpr int vectors = Maps::kVectors;
     const Range<T> range(cap);
-    for_each_share<T, Maps>(p, scale, shift, [&](const Maps& maps, Share<T>& share) {
+    for_each_share<T, Maps>(p, {scale, shift}, [&](const Maps& maps, Share<T>& share) {
+        const T *scales = share.coefficients[0].data(), *shifts = share.coefficients[1].data();
         const int64_t size = maps.places().size();
         share.take(p, attention + share.n * p.positions() * p.channels(), share.attention);
         share.sums.resize(share.rows() * size);
@@ -1080,7 +787,7 @@ void aggregate(const Problem& p, const T* scale, const T* shift, const T* attent
                     for (int r = 0; r < rows; ++r) {
                         const int64_t i = k * share.rows() + channel - share.first + r;
                         for (int u = 0; u < vectors; ++u)
-                            sums[r][u] += share.attention[i] * range.clamp(share.scale[i] * z[r][u] + share.shift[i]);
+                            sums[r][u] += share.attention[i] * range.clamp(scales[i] * z[r][u] + shifts[i]);
                     }
                 }
                 for (int r = 0; r < rows; ++r)
@@ -1094,19 +801,280 @@ void aggregate(const Problem& p, const T* scale, const T* shift, const T* attent
     });
 }
 
+template <typename M>
+struct Kind {  // a class, as an argument
+    using Maps = M;
+};
+
+// Calls f(Kind<...>()) with the class of the maps.
+template <typename T, typename F>
+void with_maps(const Problem& p, F f) {
+    if (p.z) f(Kind<Stored<T>>());
+    else if (p.depthwise()) f(Kind<Depthwise<T>>());
+    else f(Kind<Grouped<T>>());
+}
+
+template <typename T>
+void moments(const Problem& p, double* sums, double* squares) {
+    with_maps<T>(p, [&](auto kind) { moments<T, typename decltype(kind)::Maps>(p, sums, squares); });
+}
+
 template <typename T>
 void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
-    if (p.z) pooled<T, Stored<T>>(p, scale, shift, cap, q);
-    else if (p.depthwise()) pooled<T, Depthwise<T>>(p, scale, shift, cap, q);
-    else pooled<T, Grouped<T>>(p, scale, shift, cap, q);
+    with_maps<T>(p, [&](auto kind) { pooled<T, typename decltype(kind)::Maps>(p, scale, shift, cap, q); });
+}
+
+template <typename T>
+void pool(const Problem& p, const Coefficients<T>& norms, T* active, T* active_xhat, T* capped) {
+    with_maps<T>(p, [&](auto kind) {
+        pool<T, typename decltype(kind)::Maps>(p, norms, active, active_xhat, capped);
+    });
+}
+
+template <typename T>
+void reduce(const Problem& p, const Coefficients<T>& norms, const T* dout, T* d_active, T* d_active_xhat, T* d_capped) {
+    with_maps<T>(p, [&](auto kind) {
+        reduce<T, typename decltype(kind)::Maps>(p, norms, dout, d_active, d_active_xhat, d_capped);
+    });
 }
 
 template <typename T>
 void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
-    if (p.z) aggregate<T, Stored<T>>(p, scale, shift, attention, cap, out);
-    else if (p.depthwise()) aggregate<T, Depthwise<T>>(p, scale, shift, attention, cap, out);
-    else if (p.kept) aggregate<T, Kept<T>>(p, scale, shift, attention, cap, out);
-    else aggregate<T, Grouped<T>>(p, scale, shift, attention, cap, out);
+    if (p.kept) return aggregate<T, Kept<T>>(p, scale, shift, attention, cap, out);
+    with_maps<T>(p, [&](auto kind) {
+        aggregate<T, typename decltype(kind)::Maps>(p, scale, shift, attention, cap, out);
+    });
+}
+
+// ---- the maps of one group of one sample --------------------------------------------------------------------------
+
+template <typename T>
+class Maps {
+  public:
+    explicit Maps(const Problem& p) : p_(p) {
+        if (p.z) return;
+        const int64_t in = p.height_in * p.width_in, out = p.pixels(), plane = p.aligned() ? in : out;
+        // With room for a vector that begins before its end.
+        if (!p.aligned()) gathered_.resize(p.positions() * p.in_group * out + Vector<T>::lanes);
+        if (!p.depthwise()) maps_.resize(p.positions() * p.out_group * plane);
+    }
+    void load(int64_t n, int64_t g) {
+        const int64_t plane = p_.pixels();  // the same for both layouts
+        if (p_.z) {
+            first_ = static_cast<T*>(p_.z) + (g * p_.positions() * p_.out_group * p_.samples + n) * plane;
+            return;
+        }
+        const T* x = input(n, g);
+        if (!p_.aligned())
+            for (int64_t k = 0; k < p_.positions(); ++k)
+                for (int64_t ci = 0; ci < p_.in_group; ++ci) gather(x + ci * input_pixels(), k, seen(k) + ci * plane);
+        if (p_.depthwise()) {
+            first_ = p_.aligned() ? const_cast<T*>(x) : gathered_.data();  // only read
+            return;
+        }
+        first_ = maps_.data();
+        const int64_t rows = p_.positions() * p_.out_group;
+        const T* w = static_cast<const T*>(p_.weight) + g * rows * p_.in_group;
+        if (p_.aligned()) {
+            multiply(rows, plane, p_.in_group, w, p_.in_group, x, plane, first_, plane, scratch_);
+        } else {
+            for (int64_t k = 0; k < p_.positions(); ++k)
+                multiply(p_.out_group, plane, p_.in_group, w + k * p_.out_group * p_.in_group, p_.in_group, seen(k),
+                         plane, first_ + k * p_.out_group * plane, plane, scratch_);
+        }
+    }
+    T* plane(int64_t k, int64_t co) {
+        if (p_.depthwise() && p_.aligned() && !p_.z) return first_;
+        return first_ + (k * p_.out_group + co) * (p_.z ? p_.samples : 1) * p_.pixels();
+    }
+    const T* input(int64_t n, int64_t g) const {
+        return static_cast<const T*>(p_.x) + (n * p_.groups + g) * p_.in_group * input_pixels();
+    }
+    // From dz (K, out_group, plane) in place of the maps: dx of this group, and what it adds to dweight.
+    void gradients(int64_t n, int64_t g, T* dx, T* dweight) {
+        const int64_t plane = p_.pixels(), rows = p_.positions() * p_.out_group;
+        const T* w = static_cast<const T*>(p_.weight_transposed) + g * rows * p_.in_group;
+        if (p_.aligned()) {
+            multiply(p_.in_group, plane, rows, w, rows, first_, plane, dx, plane, scratch_);
+            multiply_transposed(rows, p_.in_group, plane, first_, plane, input(n, g), plane, dweight, p_.in_group);
+            return;
+        }
+        for (int64_t k = 0; k < p_.positions(); ++k) {
+            const T* dz = first_ + k * p_.out_group * plane;
+            multiply_transposed(p_.out_group, p_.in_group, plane, dz, plane, seen(k), plane,
+                                dweight + k * p_.out_group * p_.in_group, p_.in_group);
+            multiply(p_.in_group, plane, p_.out_group, w + k * p_.out_group, rows, dz, plane, seen(k), plane,
+                     scratch_);
+            for (int64_t ci = 0; ci < p_.in_group; ++ci)
+                scatter(seen(k) + ci * plane, k, dx + ci * input_pixels());
+        }
+    }
+    // seen += to, where a gathered plane came from
+    void scatter(const T* from, int64_t k, T* to) const {
+        visit(k, [&](int64_t o, int64_t i) { to[i] += from[o]; });
+    }
+
+  private:
+    int64_t input_pixels() const { return p_.height_in * p_.width_in; }
+    T* seen(int64_t k) { return gathered_.data() + k * p_.in_group * p_.pixels(); }
+    void gather(const T* from, int64_t k, T* to) const {
+        std::fill_n(to, p_.pixels(), T(0));
+        visit(k, [&](int64_t o, int64_t i) { to[o] = from[i]; });
+    }
+    // Calls f(output pixel, input pixel) for the outputs whose position k reads inside the image.
+    template <typename F>
+    void visit(int64_t k, F f) const {
+        const int64_t u = k / p_.kernel[1], v = k % p_.kernel[1];
+        const int64_t right = v * p_.dilation[1] - p_.padding[1], step = p_.stride[1];
+        const int64_t first = right >= 0 ? 0 : (-right + step - 1) / step;
+        const int64_t last = right >= p_.width_in ? 0 : std::min(p_.width, (p_.width_in - 1 - right) / step + 1);
+        for (int64_t i = 0; i < p_.height; ++i) {
+            const int64_t row = i * p_.stride[0] + u * p_.dilation[0] - p_.padding[0];
+            if (row < 0 || row >= p_.height_in) continue;
+            for (int64_t j = first; j < last; ++j) f(i * p_.width + j, row * p_.width_in + j * step + right);
+        }
+    }
+
+    const Problem& p_;
+    std::vector<T> gathered_, maps_, scratch_;
+    T* first_ = nullptr;
+};
+
+// ---- the gradients of the maps --------------------------------------------------------------------------------------
+
+// The gradient of one channel's output, as it is seen from the pixels of a plane.
+template <typename T>
+class OutputGradient {
+  public:
+    explicit OutputGradient(const Problem& p) : p_(p), vectors_((p.pixels() + lanes - 1) / lanes) {
+        used_.assign(p.positions() * vectors_, 0);
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const int64_t down = shift(0, k / p.kernel[1]), right = shift(1, k % p.kernel[1]);
+            const int64_t first = std::max<int64_t>(right, 0), last = std::min(p.width + right, p.width);
+            for (int64_t row = std::max<int64_t>(down, 0); row < std::min(p.height + down, p.height); ++row)
+                mark<T>(used_.data() + k * vectors_, row * p.width + first, row * p.width + last);
+            offsets_.push_back(-down * p.width - right);
+            room_ = std::max(room_, std::abs(offsets_.back()));
+        }
+        values_.assign(vectors_ * lanes + 2 * room_, T(0));
+    }
+    void load(const T* dout, int64_t n, int64_t c) {
+        std::copy_n(dout + (n * p_.channels() + c) * p_.pixels(), p_.pixels(), values_.data() + room_);
+    }
+    // Pixels of a plane, filled up to whole vectors.
+    int64_t size() const { return vectors_ * lanes; }
+    // dz of a vector of pixels, from pixel i on: zero where no output reads it, and beyond the plane.
+    Vec<T> through(const Slope<T>& slope, int64_t k, int64_t i, Vec<T> z) const {
+        const Vec<T> dout = at(values_.data() + room_ + offsets_[k] + i);
+        return keep<T>(slope(z, dout), lanes_of<T>(used_[k * vectors_ + i / lanes]));
+    }
+
+  private:
+    static constexpr int64_t lanes = Vector<T>::lanes;
+    int64_t shift(int axis, int64_t tap) const {  // a plane of output pixels is seen as it is
+        return p_.aligned() ? tap * p_.dilation[axis] - p_.padding[axis] : 0;
+    }
+    const Problem& p_;
+    int64_t vectors_, room_ = 0;
+    std::vector<int64_t> offsets_;
+    std::vector<Bits<T>> used_;  // which pixels an output reads, (K, vectors)
+    std::vector<T> values_;
+};
+
+// Puts dz in the place of a plane.
+template <typename T>
+void replace_by_gradient(const Problem& p, const OutputGradient<T>& dout, const Slope<T>& slope, int64_t k, T* z) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    int64_t i = 0;
+    for (; i + lanes <= p.pixels(); i += lanes) at(z + i) = dout.through(slope, k, i, at(z + i));
+    if (i < p.pixels()) {  // what lies beyond is another plane's
+        T rest[lanes] = {};
+        std::copy_n(z + i, p.pixels() - i, rest);
+        at(rest) = dout.through(slope, k, i, at(rest));
+        std::copy_n(rest, p.pixels() - i, z + i);
+    }
+}
+
+// With planes of the input, times weight: adds to dx (of whole vectors), and returns the gradient of the weight.
+template <typename T>
+T depthwise_gradient(const OutputGradient<T>& dout, const Slope<T>& slope, int64_t k, T weight, const T* x, T* dx) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    Vec<T> dweight{};
+    for (int64_t i = 0; i < dout.size(); i += lanes) {
+        const Vec<T> dz = dout.through(slope, k, i, at(x + i));
+        at(dx + i) += weight * dz;
+        dweight += dz * at(x + i);
+    }
+    return total<T>(dweight);
+}
+
+// Maps that are given become their gradients.
+template <typename T>
+void map_gradients(const Problem& p, const Slopes<T>& slopes, const T* dout) {
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Maps<T> maps(p);
+        OutputGradient<T> of_output(p);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < p.samples * p.channels(); ++item) {
+            const int64_t n = item / p.channels(), c = item % p.channels();
+            maps.load(n, c / p.out_group);
+            of_output.load(dout, n, c);
+            for (int64_t k = 0; k < p.positions(); ++k)
+                replace_by_gradient(p, of_output, slopes.at(p, n, k, c), k, maps.plane(k, c % p.out_group));
+        }
+    }
+}
+
+// dweight is (chunks, G, K, out_group, in_group): each has its own samples and one order of summation.
+template <typename T>
+void gradients(const Problem& p, const Slopes<T>& slopes, const T* dout, T* dx, T* dweight) {
+    const int64_t positions = p.positions(), weights = positions * p.out_group * p.in_group;
+    const int64_t pixels_in = p.in_group * p.height_in * p.width_in;
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        Maps<T> maps(p);
+        OutputGradient<T> of_output(p);
+        std::vector<T> x, plane;  // of whole vectors
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < p.chunks * p.groups; ++item) {
+            const int64_t chunk = item / p.groups, g = item % p.groups;
+            const T* w = static_cast<const T*>(p.weight) + g * weights;
+            T* dw = dweight + item * weights;
+            std::fill_n(dw, weights, T(0));
+            for (int64_t n = chunk; n < p.samples; n += p.chunks) {
+                T* dx_group = dx + (n * p.groups + g) * pixels_in;
+                maps.load(n, g);
+                if (!p.aligned()) std::fill_n(dx_group, pixels_in, T(0));
+                if (!p.depthwise()) {
+                    for (int64_t co = 0; co < p.out_group; ++co) {
+                        const int64_t c = g * p.out_group + co;
+                        of_output.load(dout, n, c);
+                        for (int64_t k = 0; k < positions; ++k)
+                            replace_by_gradient(p, of_output, slopes.at(p, n, k, c), k, maps.plane(k, co));
+                    }
+                    maps.gradients(n, g, dx_group, dw);
+                    continue;
+                }
+                of_output.load(dout, n, g);
+                if (p.aligned()) {  // all positions read the one plane
+                    x.assign(of_output.size(), T(0));
+                    plane.assign(of_output.size(), T(0));
+                    std::copy_n(maps.plane(0, 0), p.pixels(), x.data());
+                    for (int64_t k = 0; k < positions; ++k)
+                        dw[k] += depthwise_gradient(of_output, slopes.at(p, n, k, g), k, w[k], x.data(), plane.data());
+                    std::copy_n(plane.data(), p.pixels(), dx_group);
+                } else {
+                    for (int64_t k = 0; k < positions; ++k) {
+                        plane.assign(of_output.size(), T(0));
+                        const T* seen = maps.plane(k, 0);
+                        dw[k] += depthwise_gradient(of_output, slopes.at(p, n, k, g), k, w[k], seen, plane.data());
+                        maps.scatter(plane.data(), k, dx_group);
+                    }
+                }
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -1134,9 +1102,9 @@ void aggregate(const Problem& p, const T* scale, const T* shift, const T* attent
                                      const T* dout, const T* alpha, const T* bias, const T* delta, const T* epsilon,  \
                                      T* dx, T* dweight) {                                                             \
         if (p->z)                                                                                                     \
-            map_gradients<T>(*p, {r, t, gamma, beta, cap}, {alpha, bias, delta, epsilon}, dout);                      \
+            map_gradients<T>(*p, {{r, t, gamma, beta, cap}, alpha, bias, delta, epsilon}, dout);                      \
         else                                                                                                          \
-            gradients<T>(*p, {r, t, gamma, beta, cap}, {alpha, bias, delta, epsilon}, dout, dx, dweight);             \
+            gradients<T>(*p, {{r, t, gamma, beta, cap}, alpha, bias, delta, epsilon}, dout, dx, dweight);             \
     }
 
 EXPORT(float, float)

@@ -1,0 +1,63 @@
+"""What the CPU passes are made of: matrix products, and sums that hold under a large mean."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from kaconv.ops import native
+from kaconv.ops.cpu_taps import CPUTaps, _multiply
+from kaconv.ops.geometry import Geometry
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler for the fused backend")
+
+# (matrices, rows, terms, columns): single ones, no whole tile, several panels, several runs of terms
+SIZES = [(1, 1, 1, 1), (2, 9, 3, 5), (3, 36, 600, 33), (1, 100, 64, 1100), (4, 7, 1100, 64), (2, 20, 513, 17)]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_products(size, dtype, threads):
+    matrices, rows, terms, columns = size
+    torch.manual_seed(0)
+    a = torch.randn(matrices, rows, terms, dtype=dtype)
+    found = []
+    for b in (
+        torch.randn(matrices, terms, columns, dtype=dtype),
+        torch.randn(matrices, columns, terms, dtype=dtype).mT,
+    ):
+        exact = a.double() @ b.double()
+        for number in (1, 3):
+            threads(number)
+            room = torch.full((matrices, rows, columns + 3), torch.nan, dtype=dtype)  # rows need not follow each other
+            found.append(_multiply(a, b, room[..., :columns]).clone())
+            assert (found[-1] - exact).abs().max() <= terms * torch.finfo(dtype).eps * exact.abs().max()
+            assert room[..., columns:].isnan().all()
+        assert torch.equal(found[-2], found[-1])  # whatever the threads are
+
+
+@pytest.mark.parametrize("channels", [(8, 8, 8), (8, 12, 4), (40, 48, 1)], ids=["depthwise", "grouped", "dense"])
+@pytest.mark.parametrize("kind", ["large mean", "unlike first rows"])
+def test_moments_lose_no_digits(channels, kind):
+    in_channels, out_channels, groups = channels
+    torch.manual_seed(0)
+    x = torch.randn(3, in_channels, 30, 31)
+    weight = torch.rand(out_channels, in_channels // groups, 3, 3)
+    if kind == "large mean":
+        x += 300
+    else:
+        x[:, :, 3:] += 300  # the sums are taken about what the first rows are like
+    geometry = Geometry((3, 3), groups=groups)  # padding would bring variance of its own
+    mean, variance = CPUTaps(x, weight, geometry).moments()
+    for k in range(geometry.positions):
+        u, v = divmod(k, 3)
+        seen, one = x[:, :, u : u + 28, v : v + 29].double(), weight[:, :, u, v, None, None].double()
+        z = functional.conv2d(seen, one, groups=groups)
+        torch.testing.assert_close(mean[k].double(), z.mean((0, 2, 3)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(variance[k].double(), z.var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
