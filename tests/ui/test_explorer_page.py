@@ -240,6 +240,8 @@ def test_channels_that_do_not_fit_are_paged(open_page, tmp_path):
     assert explorer.look().pixels != first.pixels
     explorer.button("Previous channels").click()
     assert explorer.look().pixels == first.pixels
+    focused = explorer.page.evaluate("document.activeElement.ariaLabel")
+    assert focused == "Next channels"  # the button that was pressed is of no use any more
 
 
 def test_the_attribution_gets_more_or_less_opaque(explorer):

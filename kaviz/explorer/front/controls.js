@@ -38,7 +38,10 @@ export function drawControls(explorer) {
     if (ui[name] && ui[name].value !== String(value)) choose(ui[name], value);
   }
   for (const option of ui.sort.options) option.disabled = !explorer.canSortBy(option.value);
+  const focused = document.activeElement;
   for (const [name, test] of Object.entries(IDLE)) if (ui[name]) ui[name].disabled = test(explorer);
+  // Else the focus would be lost: keys would go nowhere, and the next click would find JupyterLab busy with taking it.
+  if (focused?.disabled) focused.closest("[role=group], .kv-controls")?.querySelector(":enabled")?.focus();
   const [attention, sorted] = [ui.outcome, ui.sort].map(({ selectedOptions: [{ text }] }) => text);
   ui.chosen.textContent = `${explorer.layer.name} · attention: ${attention} · sorted by ${sorted}`;
 }
