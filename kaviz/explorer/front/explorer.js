@@ -51,7 +51,7 @@ class Explorer {
     this.listen();
   }
 
-  /** Stop listening. */
+  /** Take it off the page. */
   close() {
     this.regions.channels.observer.disconnect();
     this.root.remove();
