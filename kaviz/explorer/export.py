@@ -14,6 +14,7 @@ import numpy as np
 
 from kaconv.attention.record import AttentionRecord
 from kaconv.utils.files import write_text
+from kaviz.explorer.modules import join_modules
 from kaviz.explorer.views import attribution_pack, position_pack, view_pack
 
 FRONT = Path(__file__).parent / "front"
@@ -69,7 +70,8 @@ class FrontEnd:
 @cache
 def front_end() -> FrontEnd:
     """The explorer's module, its style and its frame."""
-    return FrontEnd(*((FRONT / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css", "html")))
+    style, frame = ((FRONT / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("css", "html"))
+    return FrontEnd(join_modules(FRONT / "explorer.js"), style, frame)
 
 
 def hash_of(content: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kaconv.attention.interventions import INTERVENTION_KINDS
 from kaconv.data.preprocessing import Preprocessing
 from kaviz.attribution import METHOD_LABELS, attribute
-from kaviz.explorer.export import FRONT, front_end, write_page
+from kaviz.explorer.export import front_end, write_page
 from kaviz.explorer.gallery import Gallery, Watch
 from kaviz.explorer.views import attribution_pack, outcome_pack, position_pack, view_pack
 
@@ -55,8 +55,8 @@ class AttentionExplorer(anywidget.AnyWidget):
         >>> page = explorer.export("view.html")  # all of it in a page; as the last line of a cell, `explorer` shows it
     """
 
-    _esm = FRONT / "explorer.js"
-    _css = FRONT / "explorer.css"
+    _esm = front_end().script
+    _css = front_end().style
     frame = traitlets.Unicode(front_end().frame).tag(sync=True)
     view_data = traitlets.Bytes().tag(sync=True)
     extra_data = traitlets.List(traitlets.Bytes()).tag(sync=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from kaconv import create_model
 from kaconv.attention.record import AttentionRecord
 from kaviz import AttentionExplorer, export_explorer
+from kaviz.explorer.export import FRONT
 from kaviz.explorer.views import unpack
 
 sys.path.append(str(Path(__file__).parents[1] / "explorer"))
@@ -239,6 +240,8 @@ def test_channels_that_do_not_fit_are_paged(open_page, tmp_path):
     assert explorer.look().pixels != first.pixels
     explorer.button("Previous channels").click()
     assert explorer.look().pixels == first.pixels
+    focused = explorer.page.evaluate("document.activeElement.ariaLabel")
+    assert focused == "Next channels"  # the button that was pressed is of no use any more
 
 
 def test_the_attribution_gets_more_or_less_opaque(explorer):
@@ -386,6 +389,16 @@ def test_only_the_one_module_may_run(open_page, file, tmp_path):
     page = context.new_page()
     page.goto(f"file://{wrong}")
     assert page.title() != "taken over"
+
+
+def test_each_file_of_the_front_end_is_a_module_by_itself(browser):
+    """What is delivered is one module, joined from them."""
+    page = browser.new_page()
+    page.route("http://front/*", lambda route: route.fulfill(path=FRONT / route.request.url.rpartition("/")[2]))
+    page.goto("http://front/explorer.html")
+    for file in FRONT.glob("*.js"):
+        assert page.evaluate("file => import(`./${file}`).then(Object.keys)", file.name), file.name
+    page.close()
 
 
 @pytest.mark.parametrize(("model", "layers"), [("ka_resnet50_l", 16), ("ka_mobilenetv2_100_l", 17)])
