@@ -3,7 +3,7 @@
 They compute in float32, or float64 for float64; half-precision inputs and outputs are converted on the way.
 
 With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
-again, made by a matrix product, or at inference by the compiled pass that pools them. With few (grouped and
+again, made by a matrix product. With few (grouped and
 depthwise), the compiled passes make the maps of one group at a time in the processor's cache.
 """
 
@@ -23,9 +23,8 @@ from kaconv.ops.fused import real_dtype
 from kaconv.ops.geometry import Geometry
 from kaconv.ops.reference import pad, windows
 
-_HALVES = (torch.bfloat16, torch.float16)
-_DTYPES = (torch.float32, torch.float64, *_HALVES)
-_FEW_CHANNELS = 32  # of a group, up to which the compiled passes multiply by themselves
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_MANY_CHANNELS = 16  # of a group, from which one product for all samples is quicker than those of each group apart
 _MANY_PIXELS = 512  # of a sample, from which its matrix product alone is as quick as one for all samples
 _CHUNKS = 16
 _KEPT_BYTES = 2**28  # the largest scratch buffer that is kept
@@ -41,7 +40,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding", "dilation")),
         ("chunks", ctypes.c_int64),
         ("threads", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_transposed", "z", "kept")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_transposed", "z")),
     ]
 
 
@@ -49,15 +48,13 @@ def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why `CPUTaps` cannot take this input; None where it can."""
     if x.dtype not in _DTYPES:
         return f"the compiled CPU passes take {', '.join(map(str, _DTYPES))}, not {x.dtype}"
-    if x.dtype in _HALVES and _stores_maps(weight, geometry):
-        return f"with more than {_FEW_CHANNELS} channels in a group PyTorch's products in {x.dtype} are quicker"
     if not _compiled():
         return "the CPU passes could not be compiled"
     return None
 
 
 def _stores_maps(weight: Tensor, geometry: Geometry) -> bool:
-    return min(weight.shape[1], weight.shape[0] // geometry.groups) > _FEW_CHANNELS
+    return min(weight.shape[1], weight.shape[0] // geometry.groups) >= _MANY_CHANNELS
 
 
 @assume_constant_result
@@ -93,7 +90,6 @@ class CPUTaps:
         self._packed = grouped.permute(0, 3, 1, 2).contiguous()
         self._stores_maps = _stores_maps(weight, geometry)
         self._z = z
-        self._kept: Tensor | None = None  # what `pooled` leaves for `aggregate`
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
         self._chunks = max(1, min(len(x), _CHUNKS // self._groups))
 
@@ -128,8 +124,6 @@ class CPUTaps:
     def pooled(self, scale: Tensor, shift: Tensor, cap: float) -> Tensor:
         """See `kaconv.ops.fused.Taps.pooled`."""
         q = self._sums()
-        if self._stores_maps and self._z is None:
-            self._kept = _scratch((_function("kept_size", self._x.dtype)(ctypes.byref(self._problem())),), self._x)
         self._call("pooled", self._times_weight(scale), shift, cap, q)
         return q
 
@@ -243,10 +237,9 @@ class CPUTaps:
         return scale.contiguous()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        kept = self._kept if name in ("pooled", "aggregate") else None
-        maps = self.maps() if self._stores_maps and kept is None else None
+        maps = self.maps() if self._stores_maps else None
         transposed = self._packed.permute(0, 3, 1, 2).contiguous() if name == "gradients" and maps is None else None
-        problem = self._problem(transposed, maps, kept)
+        problem = self._problem(transposed, maps)
         real = ctypes.c_double if self._x.dtype == torch.float64 else ctypes.c_float
         values = [real(_reachable(a)) if isinstance(a, float) else _pointer(a) for a in arguments]
         _function(name, self._x.dtype)(ctypes.byref(problem), *values)
@@ -293,7 +286,7 @@ def release_scratch() -> None:
 
 def _function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
     function = getattr(native.library(), f"{name}_{'double' if dtype == torch.float64 else 'float'}")
-    function.restype = ctypes.c_int64 if name == "kept_size" else None
+    function.restype = None
     return function
 
 

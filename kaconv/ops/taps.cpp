@@ -24,7 +24,6 @@ struct Problem {
     const void* weight;  // (G, K, out_group, in_group); with depthwise planes, the caller scales by it
     const void* weight_transposed;  // (G, in_group, K, out_group), for gradients
     void* z;             // (G, K, out_group, N, plane) or null: then the maps are computed here
-    void* kept;          // without z: null, or of `kept_size`, where `pooled` leaves its maps for `aggregate`
 
     int64_t positions() const { return kernel[0] * kernel[1]; }
     int64_t channels() const { return groups * out_group; }
@@ -347,7 +346,7 @@ struct Slopes {
 // ---- sums over the maps, and of them -------------------------------------------------------------------------------
 //
 // All walk the output in blocks of a few vectors, make a block of each map in registers and use it at once. What the
-// maps are made from is in one of four classes: Depthwise, Grouped, Kept, Stored. Each has, for one sample and one group,
+// maps are made from is in one of three classes: Depthwise, Grouped, Stored. Each has, for one sample and one group,
 //   rows(): the channels of the group; a tile is of 8, 4 or one of them, of one alone without kManyRows
 //   tile(k, channel, o, z): z_k of a tile, at kVectors vectors of output places from place o on
 // Places are output pixels, row by row; a row may have more places than pixels, and what these hold is dropped.
@@ -447,12 +446,6 @@ struct Depthwise : Padded<T> {  // the maps are the input; the caller scales by 
     }
 };
 
-// The kept maps of a group, (K, out_group, places), if any.
-template <typename T>
-T* kept_maps(const Problem& p, int64_t n, int64_t g, int64_t places) {
-    return p.kept ? static_cast<T*>(p.kept) + (n * p.groups + g) * p.positions() * p.out_group * places : nullptr;
-}
-
 template <typename T>
 struct Grouped : Padded<T> {
     static constexpr bool kManyRows = true;
@@ -462,15 +455,6 @@ struct Grouped : Padded<T> {
     void load(int64_t n, int64_t g) {
         Padded<T>::load(n, g);
         weight_ = static_cast<const T*>(this->p_.weight) + g * this->p_.positions() * rows() * this->p_.in_group;
-        kept_ = kept_maps<T>(this->p_, n, g, this->places().size());
-    }
-    // Leaves a tile for `Kept`, where that is wanted.
-    template <int ROWS>
-    void keep_tile(int64_t k, int64_t channel, int64_t o, const Vec<T> (&z)[ROWS][kVectors]) const {
-        if (!kept_) return;
-        T* to = kept_ + (k * rows() + channel) * this->places().size() + o;
-        for (int r = 0; r < ROWS; ++r)
-            for (int u = 0; u < kVectors; ++u) at(to + r * this->places().size() + u * Vector<T>::lanes) = z[r][u];
     }
     template <int ROWS>
     void tile(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
@@ -489,37 +473,7 @@ struct Grouped : Padded<T> {
 
   private:
     const T* weight_ = nullptr;
-    T* kept_ = nullptr;
 };
-
-// The maps that `pooled` has left: reading them costs less than the products of many channels.
-template <typename T>
-class Kept {
-  public:
-    static constexpr bool kManyRows = true;
-    static constexpr int kVectors = Grouped<T>::kVectors;
-    explicit Kept(const Problem& p) : p_(p), places_(places_of<T>(p, kVectors)) {}
-    const Places<T>& places() const { return places_; }
-    int64_t groups() const { return p_.groups; }
-    int64_t rows() const { return p_.out_group; }
-    void load(int64_t n, int64_t g) { maps_ = kept_maps<T>(p_, n, g, places_.size()); }
-    template <int ROWS>
-    void tile(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
-        const T* from = maps_ + (k * rows() + channel) * places_.size() + o;
-        for (int r = 0; r < ROWS; ++r)
-            for (int u = 0; u < kVectors; ++u) z[r][u] = at(from + r * places_.size() + u * Vector<T>::lanes);
-    }
-
-  private:
-    const Problem& p_;
-    Places<T> places_;
-    const T* maps_ = nullptr;
-};
-
-template <typename T>
-int64_t kept_size(const Problem& p) {
-    return p.samples * p.positions() * p.channels() * places_of<T>(p, Grouped<T>::kVectors).size();
-}
 
 template <typename T>
 class Stored {  // maps that the caller has; every channel is a group of its own
@@ -615,9 +569,7 @@ void for_each_share(const Problem& p, const std::vector<const T*>& coefficients,
         Share<T> share;
         share.coefficients.resize(coefficients.size());
         const int64_t items = p.samples * maps.groups(), tiles = (maps.rows() + 7) / 8;
-        // Parts of kept maps share nothing, and their sums are to stay in the cache.
-        const int64_t wanted = std::is_same_v<Maps, Kept<T>> ? tiles : (p.threads + items - 1) / items;
-        const int64_t parts = std::clamp<int64_t>(wanted, 1, tiles);
+        const int64_t parts = std::clamp<int64_t>((p.threads + items - 1) / items, 1, tiles);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < items * parts; ++item) {
             const int64_t part = item % parts;
@@ -654,7 +606,6 @@ void sum_maps(const Problem& p, const std::vector<const T*>& coefficients, Begin
                         for (int u = 0; u < vectors; ++u) counted[u] = lanes_of<T>(maps.places().counted[v + u]);
                         Vec<T> z[rows][vectors];
                         maps.tile(k, channel, v * lanes, z);
-                        if constexpr (std::is_same_v<Maps, Grouped<T>>) maps.keep_tile(k, channel, v * lanes, z);
                         for (int r = 0; r < rows; ++r) {
                             const int64_t place = (channel - share.first + r) * maps.places().size() + v * lanes;
                             add(share, first + r, place, z[r], counted, sum[r]);
@@ -840,7 +791,6 @@ void reduce(const Problem& p, const Coefficients<T>& norms, const T* dout, T* d_
 
 template <typename T>
 void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
-    if (p.kept) return aggregate<T, Kept<T>>(p, scale, shift, attention, cap, out);
     with_maps<T>(p, [&](auto kind) {
         aggregate<T, typename decltype(kind)::Maps>(p, scale, shift, attention, cap, out);
     });
@@ -1080,7 +1030,6 @@ void gradients(const Problem& p, const Slopes<T>& slopes, const T* dout, T* dx, 
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                                               \
-    extern "C" int64_t kept_size_##NAME(const Problem* p) { return kept_size<T>(*p); }                                \
     extern "C" void product_##NAME(const Product* p, const T* a, const T* b, T* c) { product<T>(*p, a, b, c); }        \
     extern "C" void moments_##NAME(const Problem* p, double* sum, double* squares) { moments<T>(*p, sum, squares); }   \
     extern "C" void pooled_##NAME(const Problem* p, const T* scale, const T* shift, T cap, T* q) {                    \
