@@ -87,7 +87,7 @@ def test_compiled_equals_the_reference(channels, stride, training, grad):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", ["depthwise", "grouped"])
+@pytest.mark.parametrize("channels", ["depthwise", "grouped", "dense"])
 def test_half_precision_compiles_to_the_same(channels):
     layer, x = make(channels)
     layer, x = layer.bfloat16(), x.bfloat16()
