@@ -1,10 +1,10 @@
-"""The passes of a fused KAConv on the CPU: taps.cpp, and PyTorch's matrix products where the channels are many.
+"""The passes of a fused KAConv on the CPU, which are compiled from taps.cpp.
 
 They compute in float32, or float64 for float64; half-precision inputs and outputs are converted on the way.
 
 With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
-again, made by a matrix product. With few (grouped and
-depthwise), the compiled passes make the maps of one group at a time in the processor's cache.
+again, made by a matrix product. With few (grouped and depthwise), each pass makes the maps of one group of one sample
+in the processor's cache.
 """
 
 import ctypes

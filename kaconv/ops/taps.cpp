@@ -1,4 +1,5 @@
-// The passes of a fused KAConv over its K·C maps on the CPU, without storing more than one sample's maps of one group.
+// The passes of a fused KAConv over its K·C maps on the CPU. The maps of many channels are given, made by `product`; of few,
+// every pass makes those of one group of one sample for itself.
 //
 // Symbols and sums are those of fused.py. A map z_k of one output channel is read as a plane. Two layouts of it:
 // aligned (stride 1, output as large as the input): pixel i of the plane belongs to input pixel i, so the plane is the
@@ -508,6 +509,7 @@ class Stored {  // maps that the caller has; every channel is a group of its own
         constexpr int64_t lanes = Vector<T>::lanes;
         const Bits<T>* inside = inside_.data() + k * places_.vectors + o / lanes;
         for (int u = 0; u < kVectors; ++u) z[0][u] = keep<T>(at(from_[k] + o + u * lanes), lanes_of<T>(inside[u]));
+        // The processor by itself asks too late for the next of so many planes.
         for (int u = 0; u < kVectors; ++u) __builtin_prefetch(from_[k] + o + (kRun * kVectors + u) * lanes);
     }
 

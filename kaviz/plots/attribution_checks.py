@@ -74,19 +74,22 @@ def plot_attention_and_use(
     return figure
 
 
-def plot_faithfulness(table: pd.DataFrame, labels: Mapping[str, str] | None = None) -> Figure:
+def plot_faithfulness(
+    table: pd.DataFrame, labels: Mapping[str, str] | None = None, *, title: str = "Can the attributions be believed?"
+) -> Figure:
     """The checks of attributions, a panel for each, with means and 95 % intervals over images.
 
     Args:
         table: as `kaviz.attribution.faithfulness_table` gives it: model, method, measure, mean, low, high.
         labels: names of the methods to show.
+        title: above the panels.
     """
     measures, models = list(dict.fromkeys(table.measure)), list(dict.fromkeys(table.model))
     methods = list(dict.fromkeys(table.method))
     columns = min(3, len(measures))
     rows = -(-len(measures) // columns)
     height = 0.24 * len(methods) * max(1, 0.6 * len(models)) + 0.85
-    figure = Figure(figsize=(WIDTH, rows * height + 0.5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, rows * height + 0.8), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(measures) :]:
         axes.set_visible(False)
@@ -117,6 +120,7 @@ def plot_faithfulness(table: pd.DataFrame, labels: Mapping[str, str] | None = No
     if len(models) > 1:
         handles, texts = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=len(models), fontsize="x-small")
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     return figure
 
 
