@@ -63,7 +63,7 @@ def _compiled() -> bool:
 
 
 class _Product(ctypes.Structure):
-    """`Product` of taps.cpp."""
+    """`Product` of products.hpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("matrices", "rows", "columns", "inner")),

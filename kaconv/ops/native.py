@@ -1,4 +1,4 @@
-"""The compiled CPU passes of taps.cpp: built with the system's C++ compiler when they are first needed, then cached.
+"""The compiled CPU passes: taps.cpp and what it includes, built by the system's C++ compiler when first needed, then cached.
 
 The library has no other entry points than plain C functions, so it neither includes nor links PyTorch; it takes a few
 seconds to build. OpenMP is left unlinked: its symbols are found in the runtime that PyTorch has loaded, so that both
@@ -89,7 +89,8 @@ def _cache_folder() -> Path:
 def _key(compiler: str, flags: list[str]) -> str:
     """Names the build: another source, compiler or processor (a shared home folder has several) gives another."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=_TIMEOUT)
-    parts = [_SOURCE.read_text(), version.stdout, " ".join(flags), platform.machine(), _processor()]
+    sources = [path.read_text() for path in sorted(_SOURCE.parent.glob("*.?pp"))]
+    parts = [*sources, version.stdout, " ".join(flags), platform.machine(), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
