@@ -1,8 +1,8 @@
-"""The compiled CPU passes: taps.cpp and what it includes, built by the system's C++ compiler when first needed, then cached.
+"""The compiled CPU passes: taps.cpp and what it includes, built when they are first needed, then cached.
 
-The library has no other entry points than plain C functions, so it neither includes nor links PyTorch; it takes a few
-seconds to build. OpenMP is left unlinked: its symbols are found in the runtime that PyTorch has loaded, so that both
-share one pool of threads.
+The system's C++ compiler builds them, in a few seconds. The library has no other entry points than plain C functions, so
+it neither includes nor links PyTorch. OpenMP is left unlinked: its symbols are found in the runtime that PyTorch has
+loaded, so that both share one pool of threads.
 """
 
 import ctypes
