@@ -1,7 +1,7 @@
 """The compiled CPU passes: taps.cpp and what it includes, built when they are first needed, then cached.
 
-The system's C++ compiler builds them, in a few seconds. The library has no other entry points than plain C functions, so
-it neither includes nor links PyTorch. OpenMP is left unlinked: its symbols are found in the runtime that PyTorch has
+The system's C++ compiler builds them, in seconds. The library has no other entry points than plain C functions, so it
+neither includes nor links PyTorch. OpenMP is left unlinked: its symbols are found in the runtime that PyTorch has
 loaded, so that both share one pool of threads.
 """
 
