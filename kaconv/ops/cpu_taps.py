@@ -24,7 +24,8 @@ from kaconv.ops.geometry import Geometry
 from kaconv.ops.reference import pad, windows
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_MANY_CHANNELS = 16  # of a group, from which one product for all samples is quicker than those of each group apart
+_MANY_CHANNELS = 16  # from which one product for all samples is quicker than one for each
+_MANY_OF_A_GROUP = 33  # the same where there are several groups
 _MANY_PIXELS = 512  # of a sample, from which its matrix product alone is as quick as one for all samples
 _CHUNKS = 16
 _KEPT_BYTES = 2**28  # the largest scratch buffer that is kept
@@ -54,7 +55,8 @@ def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
 
 
 def _stores_maps(weight: Tensor, geometry: Geometry) -> bool:
-    return min(weight.shape[1], weight.shape[0] // geometry.groups) >= _MANY_CHANNELS
+    many = _MANY_CHANNELS if geometry.groups == 1 else _MANY_OF_A_GROUP
+    return min(weight.shape[1], weight.shape[0] // geometry.groups) >= many
 
 
 @assume_constant_result
