@@ -8,7 +8,6 @@ in the processor's cache.
 """
 
 import ctypes
-import itertools
 import math
 import weakref
 from collections.abc import Callable
@@ -266,9 +265,10 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         for to, left, right in zip(out, a, b, strict=True):
             torch.mm(left, right, out=to)
         return out
-    columns_are = b.stride(-1) != 1
-    strides = (a.stride()[:2], b.mT.stride()[:2] if columns_are else b.stride()[:2], out.stride()[:2])
-    problem = _Product(*out.shape, a.shape[-1], *itertools.chain(*strides), columns_are, torch.get_num_threads())
+    transposed = b.stride(-1) != 1
+    lines = (a, b.mT if transposed else b, out)  # each with its lines contiguous
+    strides = [stride for matrices in lines for stride in matrices.stride()[:2]]
+    problem = _Product(*out.shape, a.shape[-1], *strides, transposed, torch.get_num_threads())
     _function("product", a.dtype)(ctypes.byref(problem), *map(_pointer, (a, b, out)))
     return out
 

@@ -15,7 +15,7 @@ constexpr int64_t kTileRows = kVectorBytes == 64 ? 8 : 4, kTileVectors = 2;
 template <typename T, int ROWS, bool ADD>
 void tile(int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
     constexpr int64_t lanes = Vector<T>::lanes;
-    typename Vector<T>::type sum[ROWS][kTileVectors] = {};
+    Vec<T> sum[ROWS][kTileVectors] = {};
     if constexpr (ADD)
         for (int r = 0; r < ROWS; ++r)
             for (int u = 0; u < kTileVectors; ++u) sum[r][u] = at(c + r * ldc + u * lanes);
@@ -59,7 +59,7 @@ void multiply(int64_t rows, int64_t columns, int64_t inner, const T* a, int64_t 
 template <typename T, int ROWS, int COLUMNS>
 void dots(int64_t inner, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) {
     constexpr int64_t lanes = Vector<T>::lanes;
-    typename Vector<T>::type sum[ROWS][COLUMNS] = {};
+    Vec<T> sum[ROWS][COLUMNS] = {};
     int64_t p = 0;
     for (; p + lanes <= inner; p += lanes)
         for (int r = 0; r < ROWS; ++r)

@@ -386,7 +386,8 @@ void moments(const Problem& p, double* sums, double* squares) {
     // Taken about the mean of a map's first block: it is part of the map, so the map's mean is never so many standard
     // deviations from it that digits are lost.
     const auto begin = [&](const Maps& maps, Share<T>& share) {
-        share.coefficients.assign(1, std::vector<T>(p.positions() * share.rows()));
+        share.coefficients.resize(1);
+        share.coefficients[0].resize(p.positions() * share.rows());  // all are set below
         T pixels = 0;
         for (int u = 0; u < Maps::kVectors; ++u)
             pixels += total<T>(keep<T>(Vec<T>{} + T(1), lanes_of<T>(maps.places().counted[u])));
