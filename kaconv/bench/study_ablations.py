@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kaconv.bench.study_peers import PLAIN, bottlenecks, replace_triple
 from kaconv.layers import KAConv2d
-from kaconv.layers.attention_generators import AttentionGeneratorL
+from kaconv.layers.attention_generators import AttentionGeneratorL, Softmax
 from kaconv.models import create_model
 
 CHANGED = "ka_resnet11_cifar_l"
@@ -89,7 +89,7 @@ class SharedNorm(nn.BatchNorm2d):
 class SigmoidGenerator(AttentionGeneratorL):
     """AG-L with attention `2 σ(T) / K`, which is 1/K where the logits are 0, as a softmax is. Arguments as of AG-L."""
 
-    def _attention(self, logits: Tensor) -> Tensor:
+    def _attention(self, logits: Tensor, softmax: Softmax) -> Tensor:
         positions = logits.shape[1]
         attention = 2 * logits.sigmoid() / positions
         return attention.lerp(attention.new_tensor(1 / positions), self.uniform_share if self.training else 0.0)

@@ -1,12 +1,14 @@
 """The two attention generators of KAConv: AG-L (light) and AG-H (heavy), and the setting of their warm-up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv.ops.sync_batch_norm import SYNCHRONISED
+
+Softmax = Callable[[Tensor], Tensor]
 
 GENERATOR_NORMS = ("batch", "layer", "group", "none")
 
@@ -24,6 +26,11 @@ def _generator_norm(kind: str, hidden: int) -> nn.Module:
     raise ValueError(f"unknown generator_norm {kind!r}; choose from {', '.join(GENERATOR_NORMS)}")
 
 
+def over_positions(logits: Tensor) -> Tensor:
+    """Softmax over K, of (N, K, C)."""
+    return logits.softmax(dim=1)
+
+
 class AttentionGenerator(nn.Module):
     """The part that both generators share: the softmax, and what a training's warm-up makes of it.
 
@@ -38,15 +45,16 @@ class AttentionGenerator(nn.Module):
     norm: nn.Module
     excite: nn.Linear
     samples_apart_in_eval = True  # a sample's attention does not depend on the others of its batch
+    takes_softmax = True  # `softmax`, as an argument: what traces a model may have an operator of its own
     uniform_share = 0.0
     temperature = 1.0
 
-    def _attention(self, logits: Tensor) -> Tensor:
+    def _attention(self, logits: Tensor, softmax: Softmax) -> Tensor:
         if not self.training:
-            return logits.softmax(dim=1)
+            return softmax(logits)
         if self.temperature != 1:
             logits = logits / self.temperature
-        attention = logits.softmax(dim=1)
+        attention = softmax(logits)
         if self.uniform_share:
             attention = (1 - self.uniform_share) * attention + self.uniform_share / attention.shape[1]
         return attention
@@ -78,10 +86,10 @@ class AttentionGeneratorL(AttentionGenerator):
         self.norm = _generator_norm(norm, hidden)
         self.excite = nn.Linear(hidden, positions * channels, bias=logit_bias)
 
-    def forward(self, q: Tensor) -> Tensor:
+    def forward(self, q: Tensor, softmax: Softmax = over_positions) -> Tensor:
         u = self.squeeze(q.flatten(1))
         _check_values_per_channel(self.norm, u, "AG-L")
-        return self._attention(self.excite(F.relu(self.norm(u))).view_as(q))
+        return self._attention(self.excite(F.relu(self.norm(u))).view_as(q), softmax)
 
 
 class AttentionGeneratorH(AttentionGenerator):
@@ -101,11 +109,11 @@ class AttentionGeneratorH(AttentionGenerator):
         self.norm = _generator_norm(norm, hidden)
         self.excite = nn.Linear(positions * hidden, positions * channels, bias=logit_bias)
 
-    def forward(self, q: Tensor) -> Tensor:
+    def forward(self, q: Tensor, softmax: Softmax = over_positions) -> Tensor:
         v = self.squeeze(q).flatten(0, 1)
         _check_values_per_channel(self.norm, v, "AG-H")
         v = F.relu(self.norm(v)).unflatten(0, q.shape[:2])
-        return self._attention(self.excite(v.flatten(1)).view_as(q))
+        return self._attention(self.excite(v.flatten(1)).view_as(q), softmax)
 
 
 ATTENTION_GENERATORS: dict[str, type[AttentionGeneratorL] | type[AttentionGeneratorH]] = {

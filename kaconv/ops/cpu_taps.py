@@ -11,6 +11,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,8 +80,8 @@ class CPUTaps:
     def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, z: Tensor | None = None) -> None:
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         self._format = torch.channels_last if last else torch.contiguous_format
-        self._dtype, self._x = x.dtype, x.contiguous().to(real_dtype(x))
-        self._weight, self._geometry = weight.to(self._x.dtype), geometry
+        self._input, self._real_dtype = x, real_dtype(x)
+        self._weight, self._geometry = weight.to(self._real_dtype), geometry
         self._out_channels, self._groups = weight.shape[0], geometry.groups
         self._in_group, self._out_group = weight.shape[1], weight.shape[0] // geometry.groups
         self._size = geometry.output_size(*x.shape[2:])
@@ -93,6 +94,11 @@ class CPUTaps:
         self._z = z
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
         self._chunks = max(1, min(len(x), _CHUNKS // self._groups))
+
+    @cached_property
+    def _x(self) -> Tensor:
+        """The input as the passes of few channels read it."""
+        return self._real(self._input)
 
     @staticmethod
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
@@ -116,11 +122,11 @@ class CPUTaps:
         pixels = self._size[0] * self._size[1]
         mean = total.mean(dim=0) / pixels
         spread = squares.sum(dim=0) + pixels * (total / pixels - mean).square().sum(dim=0)
-        var = spread / (len(self._x) * pixels)
+        var = spread / (len(self._input) * pixels)
         if not self._stores_maps and self._depthwise:  # of the input: the maps are it, times one weight
             w = self._packed.flatten(1).t().double()
             mean, var = mean * w, var * w.square()
-        return mean.to(self._x.dtype), var.to(self._x.dtype)
+        return mean.to(self._real_dtype), var.to(self._real_dtype)
 
     def pooled(self, scale: Tensor, shift: Tensor, cap: float) -> Tensor:
         """See `kaconv.ops.fused.Taps.pooled`."""
@@ -136,9 +142,9 @@ class CPUTaps:
 
     def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
         """See `kaconv.ops.fused.Taps.aggregate`."""
-        out = self._x.new_empty(len(self._x), self._out_channels, *self._size)
+        out = self._new(len(self._input), self._out_channels, *self._size)
         self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, out)
-        return out.to(self._dtype).contiguous(memory_format=self._format)
+        return out.to(self._input.dtype).contiguous(memory_format=self._format)
 
     def reduce(
         self, r: Tensor, t: Tensor, gamma: Tensor, beta: Tensor, cap: float, dout: Tensor
@@ -173,7 +179,8 @@ class CPUTaps:
             self._call("gradients", *norm, *slopes, dx, dpacked)
             dpacked = dpacked.sum(dim=0)
         dweight = dpacked.permute(0, 2, 3, 1).reshape(self._weight.shape)
-        return dx.to(self._dtype).contiguous(memory_format=self._format), dweight.to(self._dtype)
+        dtype = self._input.dtype
+        return dx.to(dtype).contiguous(memory_format=self._format), dweight.to(dtype)
 
     # The maps of many channels, as matrix products ----------------------------------------------------------------
 
@@ -181,10 +188,12 @@ class CPUTaps:
         """Z of all samples, (G, K, C/G, N·pixels)."""
         if self._z is None:
             pixels = self._size[0] * self._size[1]
-            self._z = _scratch((*self._packed.shape[:-1], len(self._x) * pixels), self._x)
-            z = self._z.view(*self._kernels().shape[:-1], len(self._x), pixels)
-            if self._aligned and self._groups == 1 and pixels >= _MANY_PIXELS:  # without a copy of the input
-                _multiply(self._kernels().expand(len(self._x), -1, -1), self._x.flatten(2), z[0].movedim(1, 0))
+            samples = len(self._input)
+            self._z = _scratch((*self._packed.shape[:-1], samples * pixels), self._weight)
+            z = self._z.view(*self._kernels().shape[:-1], samples, pixels)
+            by_sample = self._format is torch.contiguous_format and pixels >= _MANY_PIXELS
+            if self._aligned and self._groups == 1 and by_sample:  # without a copy of the input
+                _multiply(self._kernels().expand(samples, -1, -1), self._x.flatten(2), z[0].movedim(1, 0))
             else:
                 _multiply(self._kernels(), self._seen(), z.flatten(-2))
         return self._z
@@ -195,8 +204,8 @@ class CPUTaps:
 
     def _seen(self) -> Tensor:
         """The input that each of `_kernels` is multiplied with, (G or G·K, Cin/G, N·pixels)."""
-        x = self._x.unflatten(1, (self._groups, self._in_group))
-        if self._aligned:
+        if self._aligned:  # in channels_last with one group, as the input is
+            x = self._input.to(self._real_dtype).unflatten(1, (self._groups, self._in_group))
             return x.permute(1, 2, 0, 3, 4).flatten(2)
         views = self._windows(pad(self._x, self._geometry))
         return torch.stack([view.permute(1, 2, 0, 3, 4).flatten(2) for view in views], dim=1).flatten(0, 1)
@@ -211,13 +220,13 @@ class CPUTaps:
         seen = self._seen()
         dpacked = _multiply(dz, seen.mT, kernels.new_empty(kernels.shape)).view_as(self._packed)
         dseen = _multiply(_transposed(kernels), dz, seen.new_empty(seen.shape))
-        dseen = dseen.unflatten(-1, (len(self._x), *self._size))
+        dseen = dseen.unflatten(-1, (len(self._input), *self._size))
         self._z = None  # it holds the gradients
         if self._aligned:
-            return dseen.permute(2, 0, 1, 3, 4).reshape(self._x.shape), dpacked
+            return dseen.permute(2, 0, 1, 3, 4).flatten(1, 2), dpacked
         # Each position's window of dx takes what the position saw.
-        (top, left), (height, width) = self._geometry.padding, self._x.shape[2:]
-        dx = self._x.new_zeros(*self._x.shape[:2], height + 2 * top, width + 2 * left)
+        (top, left), (height, width) = self._geometry.padding, self._input.shape[2:]
+        dx = self._new(*self._input.shape[:2], height + 2 * top, width + 2 * left).zero_()
         dseen = dseen.unflatten(0, (self._groups, -1)).unbind(dim=1)
         for window, dwindow in zip(self._windows(dx), dseen, strict=True):
             window += dwindow.permute(2, 0, 1, 3, 4)
@@ -226,10 +235,13 @@ class CPUTaps:
     # Calls --------------------------------------------------------------------------------------------------------
 
     def _sums(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self._x.new_empty(len(self._x), self._geometry.positions, self._out_channels, dtype=dtype)
+        return self._new(len(self._input), self._geometry.positions, self._out_channels, dtype=dtype)
+
+    def _new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self._weight.new_empty(shape, dtype=dtype)
 
     def _real(self, maps: Tensor) -> Tensor:
-        return maps.contiguous().to(self._x.dtype)
+        return maps.contiguous().to(self._real_dtype)
 
     def _times_weight(self, scale: Tensor) -> Tensor:
         """With depthwise maps the planes are the input's, so that their scale holds the weight."""
@@ -241,18 +253,20 @@ class CPUTaps:
         maps = self.maps() if self._stores_maps else None
         transposed = self._packed.permute(0, 3, 1, 2).contiguous() if name == "gradients" and maps is None else None
         problem = self._problem(transposed, maps)
-        real = ctypes.c_double if self._x.dtype == torch.float64 else ctypes.c_float
+        real = ctypes.c_double if self._real_dtype == torch.float64 else ctypes.c_float
+        arguments = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
         values = [real(_reachable(a)) if isinstance(a, float) else _pointer(a) for a in arguments]
-        _function(name, self._x.dtype)(ctypes.byref(problem), *values)
+        _function(name, self._real_dtype)(ctypes.byref(problem), *values)
 
     def _problem(self, *tensors: Tensor | None) -> _Problem:
         g = self._geometry
+        x = None if self._stores_maps else self._x
         return _Problem(
-            len(self._x), self._groups, self._in_group, self._out_group, *self._x.shape[2:], *self._size,
+            len(self._input), self._groups, self._in_group, self._out_group, *self._input.shape[2:], *self._size,
             *((ctypes.c_int64 * 2)(*pair) for pair in (g.kernel, g.stride, g.padding, g.dilation)),
             self._chunks,
             torch.get_num_threads(),
-            *map(_pointer, (self._x, self._packed, *tensors)),
+            *map(_pointer, (x, self._packed, *tensors)),
         )  # fmt: skip
 
 

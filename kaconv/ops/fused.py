@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kaconv.ops.geometry import Geometry
-from kaconv.ops.sync_batch_norm import SYNCHRONISED, has_other_processes, update_running_statistics
+from kaconv.ops.sync_batch_norm import SYNCHRONISED, has_other_processes, move_statistics, moving_statistics
 
 
 class Taps(Protocol):
@@ -125,15 +125,31 @@ def normalisation(
     of_batch: mean and biased variance of the maps, (K, C), and their number of values. Asked for where the norm goes by
     its batch; then the running statistics move, too.
     """
+    if fixed := fixed_statistics(norm):
+        mean, var = (value.to(gamma.dtype).view_as(gamma) for value in fixed)
+        return *coefficients(mean, var, norm.eps), 0
+    mean, var, values = of_batch()
+    if moved := moving_statistics(norm):
+        move_statistics(moved, norm.momentum, mean.flatten(), unbiased(var.flatten(), values))
+    return *coefficients(mean, var, norm.eps), values
+
+
+def fixed_statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor] | None:
+    """Mean and variance, (K·C,), that a batch norm goes by; None where it goes by its batch."""
     if norm.training or norm.running_mean is None or norm.running_var is None:
-        mean, var, values = of_batch()
-        if norm.training and norm.track_running_stats:
-            update_running_statistics(norm, mean.flatten(), (var * (values / (values - 1))).flatten())
-    else:
-        mean, var = (moving.to(gamma.dtype).view_as(gamma) for moving in (norm.running_mean, norm.running_var))
-        values = 0
-    r = (var + norm.eps).rsqrt()
-    return r, -mean * r, values
+        return None
+    return norm.running_mean, norm.running_var
+
+
+def unbiased(var: Tensor, values: int) -> Tensor:
+    """The unbiased variance, from the biased one of so many values."""
+    return var * (values / (values - 1))
+
+
+def coefficients(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """r and t of a batch norm, from the statistics of the maps, all (K, C)."""
+    r = (var + eps).rsqrt()
+    return r, -mean * r
 
 
 def real_dtype(x: Tensor) -> torch.dtype:

@@ -1,19 +1,19 @@
 """The fused KAConv as operators of PyTorch, which torch.compile, torch.export and AOTInductor keep whole.
 
 Each operator is a pass of `kaconv.ops.fused.Taps` and has a fake kernel, which tells its outputs' shapes. In training
-there are `moments`, then `pool_maps` and `aggregate`, whose derivatives are the operators `pool_backward` and
-`aggregate_backward`; between the two stands the attention generator, traced as the module that it is. At inference
-there are `pooled` and `weighted_sum`. What is scaled and summed around a pass belongs to its operator, small as it is:
-each piece left to torch.compile is one more kernel to compile, for each size of layer. The geometry travels as
-`Geometry.numbers()`, the maps as the tensor z that `maps` gives, which is empty where each pass makes them for itself
-(`Taps.maps_shape`).
+there are `batch_coefficients`, then `pool_maps` and `aggregate`, whose derivatives are the operators `pool_backward`
+and `aggregate_backward`; between the two stands the attention generator, traced as the module that it is, but for its
+softmax. At inference there are `fixed_coefficients`, `folded`, `pooled` and `weighted_sum`. What is scaled and summed
+around a pass belongs to an operator, small as it is: each piece left to torch.compile is one more kernel to compile,
+for each size of layer. The geometry travels as `Geometry.numbers()`, the maps as the tensor z that `maps` gives, which
+is empty where each pass makes them for itself (`Taps.maps_shape`).
 
 A program that holds these operators runs where `kaconv` has been imported. An operator whose derivative changes needs
 a new name: torch.compile keeps compiled derivatives on disk, and knows them by the names of what they belong to.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,16 +26,19 @@ from kaconv.ops.fused import (
     act_sum,
     affine,
     cap_of,
+    coefficients,
+    fixed_statistics,
     is_trained,
-    normalisation,
     output_shape,
     pixels_of,
     real_dtype,
     through_aggregate,
     through_pool,
+    unbiased,
     zeros,
 )
 from kaconv.ops.geometry import Geometry
+from kaconv.ops.sync_batch_norm import move_statistics, moving_statistics
 
 
 def kaconv2d(
@@ -51,19 +54,27 @@ def kaconv2d(
     numbers, cap = geometry.numbers(), finite_cap(act)
     constants = (x.detach(), weight.detach())
     z = maps(*constants, numbers)
-
-    def of_batch() -> tuple[Tensor, Tensor, int]:
-        return *moments(*constants, z, numbers), x.shape[0] * pixels_of(x, geometry)
-
-    r, t, values = normalisation(norm, gamma, of_batch)
+    values = 0
+    if fixed := fixed_statistics(norm):
+        r, t = fixed_coefficients(*fixed, norm.eps, gamma.detach())
+    else:
+        moved = moving_statistics(norm) or (None, None, None)
+        r, t = batch_coefficients(*constants, z, *moved, norm.momentum, norm.eps, numbers)
+        values = x.shape[0] * pixels_of(x, geometry)
     if is_trained(x, weight, norm, attention_generator):
         q, _, _, *links = pool_maps(x, weight, z, gamma, beta, r, t, cap, numbers, values)
-        attention = attention_generator(q.to(x.dtype)).to(gamma.dtype)
+        attention = _generated(attention_generator, q.to(x.dtype)).to(gamma.dtype)
         return aggregate(attention, links, *constants, z, gamma.detach(), beta.detach(), r, t, cap, numbers)
-    scale, shift = gamma * r, gamma * t + beta
+    scale, shift = folded(gamma, beta, r, t)
     q = pooled(x, weight, z, scale, shift, cap, numbers)
-    attention = attention_generator(q.to(x.dtype)).to(scale.dtype)
+    attention = _generated(attention_generator, q.to(x.dtype)).to(scale.dtype)
     return weighted_sum(x, weight, z, scale, shift, attention, cap, numbers)
+
+
+def _generated(attention_generator: nn.Module, q: Tensor) -> Tensor:
+    if getattr(attention_generator, "takes_softmax", False):
+        return attention_generator(q, softmax=softmax)
+    return attention_generator(q)
 
 
 def finite_cap(act: nn.ReLU | nn.ReLU6) -> float | None:
@@ -114,10 +125,20 @@ def _new_sums(x: Tensor, like: Tensor) -> Tensor:
     return like.new_empty(x.shape[0], *like.shape)
 
 
+def _operator(name: str, mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], torch.library.CustomOpDef]:
+    """An operator that takes its arguments in whatever memory format they are in, as the passes do.
+
+    Otherwise torch.compile, which gives its convolutions' outputs in channels_last, copies each argument of each
+    operator into the format that it was traced with, by kernels that have to be compiled.
+    """
+    flexible = torch.Tag.flexible_layout
+    return torch.library.custom_op(f"kaconv::{name}", mutates_args=mutates_args, tags=(flexible,))
+
+
 # Passes without a derivative of their own ------------------------------------------------------------------------
 
 
-@torch.library.custom_op("kaconv::maps", mutates_args=())
+@_operator("maps")
 def maps(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
     """`Taps.maps`, or an empty tensor where no pass reads them."""
     shape = _maps_shape(x, weight, numbers)
@@ -129,19 +150,67 @@ def _(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
     return x.new_empty(_maps_shape(x, weight, numbers), dtype=real_dtype(x))
 
 
-@torch.library.custom_op("kaconv::moments", mutates_args=())
-def moments(x: Tensor, weight: Tensor, z: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """`Taps.moments`."""
-    return _taps(x, weight, numbers, z).moments()
+@_operator("batch_coefficients", mutates_args=("running_mean", "running_var", "num_batches_tracked"))
+def batch_coefficients(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    numbers: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """r and t from `Taps.moments`, towards which a batch norm's running statistics move, if they are given."""
+    mean, var = _taps(x, weight, numbers, z).moments()
+    if running_mean is not None and running_var is not None and num_batches_tracked is not None:
+        values = x.shape[0] * pixels_of(x, Geometry.from_numbers(weight.shape[2:], numbers))
+        moved = (running_mean, running_var, num_batches_tracked)
+        move_statistics(moved, momentum, mean.flatten(), unbiased(var.flatten(), values))
+    return coefficients(mean, var, eps)
 
 
-@moments.register_fake
-def _(x: Tensor, weight: Tensor, z: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    mean = x.new_empty(weight.shape[2] * weight.shape[3], weight.shape[0], dtype=real_dtype(x))
-    return mean, torch.empty_like(mean)
+@batch_coefficients.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    numbers: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    r = x.new_empty(weight.shape[2] * weight.shape[3], weight.shape[0], dtype=real_dtype(x))
+    return r, torch.empty_like(r)
 
 
-@torch.library.custom_op("kaconv::pooled", mutates_args=())
+@_operator("fixed_coefficients")
+def fixed_coefficients(mean: Tensor, var: Tensor, eps: float, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """r and t from statistics that do not move, (K, C) as gamma."""
+    mean, var = (value.to(gamma.dtype).view_as(gamma) for value in (mean, var))
+    return coefficients(mean, var, eps)
+
+
+@fixed_coefficients.register_fake
+def _(mean: Tensor, var: Tensor, eps: float, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(gamma), torch.empty_like(gamma)
+
+
+@_operator("folded")
+def folded(gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch norm as scale and shift."""
+    return gamma * r, gamma * t + beta
+
+
+@folded.register_fake
+def _(gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(gamma), torch.empty_like(gamma)
+
+
+@_operator("pooled")
 def pooled(
     x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, shift: Tensor, cap: float | None, numbers: Sequence[int]
 ) -> Tensor:
@@ -156,7 +225,7 @@ def _(
     return _new_sums(x, scale)
 
 
-@torch.library.custom_op("kaconv::weighted_sum", mutates_args=())
+@_operator("weighted_sum")
 def weighted_sum(
     x: Tensor,
     weight: Tensor,
@@ -188,7 +257,7 @@ def _(
 # The two stages of a training step ---------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("kaconv::pool_maps", mutates_args=())
+@_operator("pool_maps")
 def pool_maps(
     x: Tensor,
     weight: Tensor,
@@ -249,7 +318,7 @@ def _pool_saves(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     ctx.save_for_backward(x, weight, gamma, beta, r, t, active, active_xhat)
 
 
-@torch.library.custom_op("kaconv::pool_backward", mutates_args=("z",))
+@_operator("pool_backward", mutates_args=("z",))
 def pool_backward(
     x: Tensor,
     weight: Tensor,
@@ -329,7 +398,7 @@ def _pool_gradients(
 pool_maps.register_autograd(_pool_gradients, setup_context=_pool_saves)
 
 
-@torch.library.custom_op("kaconv::aggregate", mutates_args=())
+@_operator("aggregate")
 def aggregate(
     attention: Tensor,
     links: Sequence[Tensor],
@@ -370,7 +439,7 @@ def _aggregate_saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(attention, x, weight, gamma, beta, r, t)
 
 
-@torch.library.custom_op("kaconv::aggregate_backward", mutates_args=())
+@_operator("aggregate_backward")
 def aggregate_backward(
     x: Tensor,
     weight: Tensor,
@@ -417,3 +486,42 @@ def _aggregate_gradients(ctx: Any, dout: Tensor | None) -> tuple[Any, ...]:
 
 
 aggregate.register_autograd(_aggregate_gradients, setup_context=_aggregate_saves)
+
+
+# The softmax of the attention generators ----------------------------------------------------------------------------
+
+
+@_operator("softmax")
+def softmax(logits: Tensor) -> Tensor:
+    """Over the positions, of (N, K, C)."""
+    return logits.softmax(dim=1)
+
+
+@softmax.register_fake
+def _(logits: Tensor) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@_operator("softmax_backward")
+def softmax_backward(dattention: Tensor, attention: Tensor) -> Tensor:
+    """Gradient of the logits."""
+    weighted = dattention * attention
+    return weighted - attention * weighted.sum(dim=1, keepdim=True)
+
+
+@softmax_backward.register_fake
+def _(dattention: Tensor, attention: Tensor) -> Tensor:
+    return torch.empty_like(attention, memory_format=torch.contiguous_format)
+
+
+def _softmax_saves(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _softmax_gradient(ctx: Any, dattention: Tensor) -> Tensor:
+    (attention,) = ctx.saved_tensors
+    return softmax_backward(dattention, attention)
+
+
+softmax.register_autograd(_softmax_gradient, setup_context=_softmax_saves)
+softmax.register_autocast("cuda", torch.float32)  # as of PyTorch's own

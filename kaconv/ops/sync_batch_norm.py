@@ -24,8 +24,8 @@ class CPUSyncBatchNorm(_BatchNorm):
         mean = _SumOfProcesses.apply(input.sum(axes)) / count
         centred = input - _along_channels(mean, input)
         var = _SumOfProcesses.apply(centred.square().sum(axes)) / count
-        if self.track_running_stats:
-            update_running_statistics(self, mean.detach(), (var * count / (count - 1)).detach())
+        if moved := moving_statistics(self):
+            move_statistics(moved, self.momentum, mean.detach(), (var * count / (count - 1)).detach())
         normalised = centred * _along_channels((var + self.eps).rsqrt(), input)
         if self.affine:
             normalised = normalised * _along_channels(self.weight, input) + _along_channels(self.bias, input)
@@ -46,16 +46,26 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-def update_running_statistics(norm: _BatchNorm, mean: Tensor, unbiased_var: Tensor) -> None:
-    """Move a batch norm's running statistics, (C,), towards a batch's, as its own forward pass in training does."""
-    assert norm.num_batches_tracked is not None
+def moving_statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Mean and variance, (C,), and number of batches, if a batch norm moves them with each batch."""
+    if not (norm.training and norm.track_running_stats):
+        return None
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    norm.num_batches_tracked.add_(1)
-    momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
-    for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased_var)):
+    assert norm.num_batches_tracked is not None
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked
+
+
+def move_statistics(
+    moved: tuple[Tensor, Tensor, Tensor], momentum: float | None, mean: Tensor, unbiased_var: Tensor
+) -> None:
+    """Move `moving_statistics` towards a batch's, as a batch norm's own forward pass in training does."""
+    running_mean, running_var, batches = moved
+    batches.add_(1)
+    weight = momentum if momentum is not None else 1 / batches.item()
+    for running, value in ((running_mean, mean), (running_var, unbiased_var)):
         # .data, because F.batch_norm's update is no new version either: a graph of an earlier pass may hold the buffer.
-        running.data.lerp_(value.to(running.dtype), momentum)
+        running.data.lerp_(value.to(running.dtype), weight)
 
 
 def has_other_processes() -> bool:

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -239,7 +240,7 @@ class TritonTaps:
         blocks = self._blocks(self.kernels.DZ)
         tiles = self._input_tiles(blocks["BLOCK_P"])
         channel_blocks = _ceil_div(self.in_channels, blocks["BLOCK_C"])
-        dx = torch.empty_like(self.like_x)
+        dx = _empty_like_format(self.like_x, self.like_x.shape)
         shape = (self.samples, tiles, self.positions, self.channels)
         dw = torch.empty(shape, dtype=self.accumulator, device=self.x.device)
         self._launch(
@@ -269,7 +270,7 @@ class TritonTaps:
         them; there dz is stored, for as many samples at a time as fit into `_DZ_BYTES`: its K maps are small compared
         with the FLOPs of so many channels.
         """
-        dx = torch.empty_like(self.like_x)
+        dx = _empty_like_format(self.like_x, self.like_x.shape)
         if self.in_channels // self.groups <= _MOST_CHANNELS_HELD:
             return dx, self._dense_gradients_of(slice(None), None, dx, dout, cap, coefficients)
         of_sample = self.positions * self.height * self.width * self.channels
@@ -485,7 +486,7 @@ def _channels_last(maps: Tensor) -> Tensor:
     return maps if maps.stride(1) == 1 else maps.contiguous(memory_format=torch.channels_last)
 
 
-def _empty_like_format(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _empty_like_format(x: Tensor, shape: Sequence[int]) -> Tensor:
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)

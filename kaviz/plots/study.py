@@ -32,7 +32,7 @@ def study_frame(results: "StudyResults") -> pd.DataFrame:
 
     Returns:
         Text columns, indexed by model and variant: seeds (finished of planned); top-1 error (mean over seeds and, for
-        several, its 95 % interval) and, as published, that on ImageNet; the difference from the study's first model, in
+        several, ± half its 95 % interval) and, as published, that on ImageNet; the difference from the study's first model, in
         percentage points; top-5 error, and top-1 error with fresh batch-norm statistics; parameters; FLOPs of one image
         in the paper's count; and images that a second of training took, as the machine was then. Errors in percent.
     """
@@ -205,5 +205,6 @@ def _mean(runs: Sequence[Row], name: str) -> str:
 def _with_interval(value: float, interval: Sequence[float] | None, sign: str = "") -> str:
     text = f"{value:{sign}.1f}"
     if interval is not None:
-        text += " ({} to {})".format(*(f"{end:{sign}.1f}" for end in interval))
+        low, high = interval
+        text += f"\u00a0±\u00a0{(high - low) / 2:.1f}"  # in one line of a narrow table
     return text.replace("-", "−")

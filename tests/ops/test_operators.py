@@ -13,7 +13,10 @@ from kaconv.ops.geometry import Geometry
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler for the fused backend")
 
 CHANNELS = {"depthwise": (4, 4, 4), "grouped": (8, 12, 4), "dense": (34, 36, 1)}
-STAGES = {"train": ["moments", "pool_maps", "aggregate"], "eval": ["pooled", "weighted_sum"]}
+STAGES = {
+    "train": ["batch_coefficients", "pool_maps", "softmax", "aggregate"],
+    "eval": ["fixed_coefficients", "folded", "pooled", "softmax", "weighted_sum"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +109,60 @@ def test_inductor_trains_and_infers_with_them():
     assert_same(results(torch.compile(compiled, fullgraph=True), compiled, x, True), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", ["grouped", "dense"])
+def test_inductor_takes_them_between_convolutions(channels):
+    layer, x = make(channels)
+    cin, cout, _ = CHANNELS[channels]  # torch.compile gives a convolution's output in channels_last
+    network = nn.Sequential(nn.Conv2d(cin, cin, 1), layer, nn.Conv2d(cout, cout, 1)).double()
+    reference, compiled = copy.deepcopy(network), copy.deepcopy(network)
+    with use_backend("reference"):
+        expected = results(reference, reference, x, True)
+    assert_same(results(torch.compile(compiled, fullgraph=True), compiled, x, True), expected)
+
+
+def test_statistics_that_average_all_batches_are_compiled():
+    layer, x = make()
+    layer.norm.momentum = None
+    reference, compiled = copy.deepcopy(layer), copy.deepcopy(layer)
+    with use_backend("reference"):
+        expected = results(reference, reference, x, True)
+    assert_same(results(torch.compile(compiled, backend=Recorded(), fullgraph=True), compiled, x, True), expected)
+
+
+def _strided_otherwise(tensor):
+    """The same values, the first axis innermost."""
+    return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_arguments_may_have_any_strides(channels):
+    layer, x = make(channels)
+    weight, numbers = layer.weight.detach(), layer.geometry.numbers()
+    r, t, gamma, beta = torch.rand(4, 9, len(weight), dtype=torch.float64).unbind()
+    active, active_xhat, dq, attention = torch.rand(4, len(x), 9, len(weight), dtype=torch.float64).unbind()
+    dout = torch.randn(operators.output_shape(x, weight, layer.geometry), dtype=torch.float64)
+    coefficients, sums = (gamma, beta, r, t), (active, active_xhat, dq, dout, attention, r, t)
+
+    def run(change):
+        x_, weight_, *rest = map(change, (x, weight, *coefficients, *sums))
+        coefficients_, sums_ = rest[:4], rest[4:]
+        z = operators.maps(x_, weight_, numbers)
+        yield operators.pooled(x_, weight_, z, *coefficients_[2:], 6.0, numbers)
+        yield operators.weighted_sum(x_, weight_, z, *coefficients_[2:], sums_[4], 6.0, numbers)
+        yield from operators.aggregate_backward(x_, weight_, z, *coefficients_, *sums_[3:5], 6.0, numbers)
+        yield from operators.pool_backward(x_, weight_, z, *coefficients_, *sums_, 6.0, numbers, 17)
+
+    expected = list(run(lambda tensor: tensor))
+    for change in (_strided_otherwise, _channels_last):
+        for actual, value in zip(run(change), expected, strict=True):
+            torch.testing.assert_close(actual, value)
+
+
+def _channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
 def test_a_hook_replaces_the_attention_in_a_compiled_layer():
     layer, x = make(training=False)
     layer.attention_generator.register_forward_hook(lambda module, inputs, output: torch.full_like(output, 1 / 9))
@@ -182,7 +239,12 @@ def test_opcheck(channels):
     assert (z.numel() > 0) == (channels == "dense")
     coefficients = (gamma, beta, r, t)
     torch.library.opcheck(operators.maps, (x, weight, numbers))
-    torch.library.opcheck(operators.moments, (x, weight, z, numbers))
+    for moved in ((None,) * 3, (torch.zeros(9 * len(weight)), torch.ones(9 * len(weight)), torch.tensor(0))):
+        torch.library.opcheck(operators.batch_coefficients, (x, weight, z, *moved, 0.1, 1e-5, numbers))
+    running = (layer.norm.running_mean, layer.norm.running_var)
+    torch.library.opcheck(operators.fixed_coefficients, (*running, 1e-5, gamma))
+    torch.library.opcheck(operators.folded, coefficients)
+    torch.library.opcheck(operators.softmax, (attention.clone().requires_grad_(),))
     torch.library.opcheck(operators.pooled, (x, weight, z, r, t, cap, numbers))
     torch.library.opcheck(operators.weighted_sum, (x, weight, z, r, t, attention, cap, numbers))
     torch.library.opcheck(operators.aggregate_backward, (x, weight, z, *coefficients, dout, attention, cap, numbers))

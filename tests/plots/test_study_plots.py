@@ -47,12 +47,12 @@ def test_the_table_says_what_was_run_and_what_was_not(results):
     assert list(frame.index) == [MODELS[0], MODELS[1], f"{MODELS[1]}, warmup", MODELS[2]]
     plain, large, warm, missing = (frame.loc[name] for name in frame.index)
     assert plain["seeds"] == "3 of 3"
-    assert plain["top-1 error (%)"].startswith("30.7 (")
+    assert plain["top-1 error (%)"].startswith("30.7\u00a0±\u00a0")
     assert plain["top-5 error (%)"] == "6.1"
     assert plain["fresh statistics (%)"] == "30.2"
     assert plain["ImageNet, paper (%)"] == "35.62"
     assert (plain["FLOPs (M)"], plain["images/s"]) == ("25.0", "100")
-    assert large["difference (points)"].startswith("−1.5 (")
+    assert large["difference (points)"].startswith("−1.5\u00a0±\u00a01.2")
     assert warm["difference (points)"] == "−3.0"
     assert (missing["seeds"], missing["top-1 error (%)"]) == ("0 of 3", "not run")
 
