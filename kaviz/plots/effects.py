@@ -97,7 +97,7 @@ def plot_effects(
         axes.set_xlabel(shown.unit, fontsize="small")
         axes.tick_params(labelsize="small")
         axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_locator(MaxNLocator(4 if len(panels) <= 4 else 3))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, "g")))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
