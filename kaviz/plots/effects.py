@@ -97,14 +97,16 @@ def plot_effects(
         axes.set_xlabel(shown.unit, fontsize="small")
         axes.tick_params(labelsize="small")
         axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4 if len(panels) <= 4 else 3))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, "g")))
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
-    ends = [0, *(end for row in every for end in (*row[f"{measure}_interval"], *row[f"{measure}_values"]))]
-    room = 0.5 * len(panels) / (WIDTH - 1.5)  # of a panel, for the numbers: half an inch
-    reach = (max(ends) - min(ends) or 1) / (1 - room)
-    grid[0].set_xlim(min(ends) - 0.05 * reach, min(ends) + reach)
+    drawn = [0, *(end for row in every for end in (*row[f"{measure}_interval"], *row[f"{measure}_values"]))]
+    low, high = min(drawn), max(drawn)
+    room = 0.5 * len(panels) / (WIDTH - 1.5)  # of a panel, for the numbers: half an inch, without ticks
+    reach = (high - low or 1) / (1 - room)
+    grid[0].set_xlim(low - 0.05 * reach, low + reach)
+    ticks = MaxNLocator(4 if len(panels) <= _COLUMNS else 2).tick_values(low, high)
+    grid[0].set_xticks([tick for tick in ticks if low <= tick <= high])
     grid[0].set_yticks(range(len(lines)), lines)
     grid[0].set_ylim(len(lines) - 0.5, -0.5)
     _legend(figure, rows)
