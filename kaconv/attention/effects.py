@@ -267,14 +267,15 @@ def measure_effects(
     """Run a model over a data set untouched and under each intervention, in each layer and in all of them together.
 
     The model runs on its own device, in eval mode. Each batch has its share of every class, so that what is taken from
-    other images of it comes from all classes.
+    other images of it comes from all classes, and of none a single image, if the data have more.
 
     Args:
-        dataset: yields (image, label).
+        dataset: yields (image, label), of the model's classes; `kaconv.attention.decisions.label_with_decisions` labels
+            others.
         interventions: by name, such as `usual_interventions`; one that does not care for the batch is
             `lambda batch: uniform()`.
         layers: shell pattern of layer names.
-        batch_size: the most images in a batch.
+        batch_size: images in a batch at most, but for two that may come with others of their class.
         seed: of which images come together in a batch.
 
     Raises:
@@ -457,11 +458,17 @@ def _outcomes(
 
 
 def _mixed_batches(labels: np.ndarray, indices: np.ndarray, batch_size: int, seed: int) -> list[list[int]]:
-    """Batches of about one size: the images, class by class, dealt out like cards."""
+    """Batches of about one size: the images, class by class, dealt out like cards, two or three at a time.
+
+    So an image has another one of its class in its batch, unless it is the only one.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    hands = -(-len(labels) // batch_size)
-    return [indices[order[hand::hands]].tolist() for hand in range(hands)]
+    batches: list[list[int]] = [[] for _ in range(-(-len(labels) // batch_size))]
+    for label in np.unique(labels):
+        members = indices[order[labels[order] == label]]
+        for few in np.array_split(members, max(1, len(members) // 2)):
+            min(batches, key=len).extend(few.tolist())
+    return batches
 
 
 def _labels(batch: AttentionRecord) -> np.ndarray:
@@ -474,7 +481,7 @@ def _judge(logits: Tensor, labels: Tensor, donor_labels: np.ndarray | None = Non
     if (largest := int(labels.max())) >= logits.shape[1]:
         raise ValueError(
             f"effects are counted in errors, so images must be of the model's {logits.shape[1]} classes; got a label "
-            f"{largest}"
+            f"{largest}. For images of others, see kaconv.attention.decisions.label_with_decisions"
         )
     log_probabilities = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
     return Outcome(labels.numpy(), logits.argmax(1).numpy(), log_probabilities.numpy(), donor_labels)

@@ -31,7 +31,8 @@ def wilson_interval(error: float, n: int) -> tuple[float, float]:
     z, share = stats.norm.ppf((1 + CONFIDENCE) / 2), error / 100
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return float(100 * max(centre - half, 0)), float(100 * min(centre + half, 1))
+    low, high = max(centre - half, 0) if share > 0 else 0, min(centre + half, 1) if share < 1 else 1  # not almost
+    return float(100 * low), float(100 * high)
 
 
 def no_better_than_chance(correct: int, total: int, classes: int) -> bool:

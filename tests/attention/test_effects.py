@@ -149,6 +149,23 @@ def test_every_batch_has_all_classes_even_if_the_data_are_in_their_order(model, 
     np.testing.assert_array_equal(np.sort(effects.untouched.labels), LABELS)
 
 
+@pytest.mark.parametrize("batch_size", [4, 5, 7, 11])
+def test_an_image_is_never_alone_of_its_class_in_a_batch(model, batch_size):
+    labels = torch.tensor([0] * 3 + [1] * 2 + [2] * 9)[torch.randperm(14, generator=torch.Generator().manual_seed(2))]
+    data = TensorDataset(torch.randn(14, 3, 12, 12, generator=torch.Generator().manual_seed(1)), labels)
+    batches = []
+
+    def watch(batch):
+        batches.append(batch.labels)
+        return uniform()
+
+    measure_effects(model, data, {"watch": watch}, LAYERS[0], batch_size=batch_size)
+    assert len(batches) == -(-14 // batch_size)
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.sort(labels))
+    assert max(map(len, batches)) <= batch_size + 2
+    assert all(np.unique(batch, return_counts=True)[1].min() > 1 for batch in batches)
+
+
 def test_transplants_come_from_the_untouched_model_for_all_layers(model, data, means):
     effects = measure_effects(model, data, usual_interventions(means))
     outcomes = effects.outcomes

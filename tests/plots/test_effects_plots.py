@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.text import Text
 
 from kaconv.attention.effects import ALL_LAYERS, OTHER_CLASS, SAME_CLASS, attention_correlations, pool_effects
 from kaviz.figures import figure_data
@@ -107,12 +108,31 @@ def test_a_network_that_has_not_changed_beyond_chance_is_hollow():
     assert fills == {0: "#FFFFFF", 2: color, 4: color}
 
 
-def test_many_layers_take_several_lines():
+def test_many_layers_are_rows_of_a_panel_for_each_intervention():
     rows = effects()
     many = [row | {"layer": f"layer{place}"} for place in range(9) for row in rows if row["layer"] == LAYERS[0]]
     figure = drawn(plot_effects(many))
-    assert len(figure.axes) == 9
-    assert len({axes.get_subplotspec().rowspan.start for axes in figure.axes}) == 3
+    assert [axes.get_title("left") or axes.get_title() for axes in figure.axes] == ["uniform", SAME_CLASS, OTHER_CLASS]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [f"layer{place}" for place in range(9)]
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+
+
+@pytest.mark.parametrize("draw", [plot_effects, plot_transplants])
+def test_decisions_that_turn_are_not_called_errors(draw):
+    figure = drawn(draw(effects(), measure="changed"))
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert any("Decisions that turn" in text for text in texts)
+    assert any("% of the decisions" in text for text in texts)
+    assert not any("error" in text for text in texts)
+    assert "changed" in set(figure_data(figure)["quantity"])
+
+
+def test_another_measure_is_drawn_with_its_own_numbers():
+    data = figure_data(plot_effects(effects(), measure="log_probability_change"))
+    own = data[(data.model == MODELS[0]) & (data.layer == LAYERS[0]) & (data.intervention == "uniform")]
+    assert own.value.tolist() == [-2, 0, -2, -4]
+    with pytest.raises(ValueError, match="no measure 'loss' to draw; there are error_change, changed, log_prob"):
+        plot_effects(effects(), measure="loss")
 
 
 def test_one_seed_is_said_to_have_an_interval_over_pictures():
@@ -153,6 +173,15 @@ def test_removals_share_their_scales(models):
 def test_removals_that_cost_nothing_are_drawn_too():
     drawn(plot_removals([row | {"log_probability_change": 0.0} for row in removals()]))
     drawn(plot_removals([row | {"log_probability_change": 0.01} for row in removals(size=2)]))
+
+
+def test_many_layers_of_one_model_stand_side_by_side():
+    rows = [row | {"layer": f"layer{place}"} for place in range(9) for row in removals(models=MODELS[:1])[:9]]
+    figure = drawn(plot_removals(rows))
+    names = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel().startswith("layer")]
+    assert names == [f"layer{place}" for place in range(9)]
+    maps = [axes.get_subplotspec() for axes in figure.axes if axes.images]
+    assert [place.rowspan.start for place in maps] == np.repeat([0, 1, 2], 6).tolist()
 
 
 def test_models_may_differ_in_their_layers():

@@ -51,10 +51,10 @@ def many_classes(seed=0):
     return AttentionRecord(maps, np.arange(1000)), [f"{number}_{CLASSES[number % 4]}" for number in range(1000)]
 
 
-def effect_rows():
+def effect_rows(layers=LAYERS[::3]):
     rng, measures = np.random.default_rng(0), ("error_change", "log_probability_change", "changed", "donors_class")
     rows = []
-    for layer in [*LAYERS[::3], ALL_LAYERS]:
+    for layer in [*layers, ALL_LAYERS]:
         for model in MODELS[1:]:
             for name in ("uniform", "shuffled over positions", "frozen to the mean", SAME_CLASS, OTHER_CLASS):
                 for seed in (0, 1, 2):
@@ -64,6 +64,10 @@ def effect_rows():
                         row |= {measure: value, f"{measure}_interval": (value - 2, value + 2)}
                     rows.append(row)
     return pool_effects(rows)
+
+
+def one_model(rows):
+    return [row for row in rows if row["model"] == MODELS[1]]
 
 
 def removal_rows(seeds=(0,), size=(3, 3)):
@@ -283,6 +287,9 @@ FIGURES = {
     "plot_attention_and_cost": lambda: plots.plot_attention_and_cost(
         removal_rows((0, 1)), attention_correlations(removal_rows((0, 1)))
     ),
+    "plot_attention_and_cost of one seed": lambda: plots.plot_attention_and_cost(
+        removal_rows(), attention_correlations(removal_rows())
+    ),
     "plot_attention_by_channel": lambda: plots.plot_attention_by_channel(
         {name: sharp(np.random.default_rng(0), 3, 3, 8) for name in ("AG-L", "AG-H")}, channel_names(), title="A"
     ),
@@ -316,6 +323,7 @@ FIGURES = {
     "plot_effective_kernels": lambda: kernel_figure(signed=True),
     "plot_effective_kernels without signs": lambda: kernel_figure(signed=False, size=LARGE),
     "plot_effects": lambda: plots.plot_effects(effect_rows()),
+    "plot_effects of few layers": lambda: plots.plot_effects(effect_rows(LAYERS[:2]), measure="log_probability_change"),
     "plot_entropy": lambda: plots.plot_entropy(record(), record(seed=1)),
     "plot_error_against": lambda: plots.plot_error_against(table_rows()[:9], "params"),
     "plot_error_against_cost": lambda: plots.plot_error_against_cost(table_rows()),
@@ -348,6 +356,7 @@ FIGURES = {
     "plot_position_shares": lambda: plots.plot_position_shares(shares(), LAYERS[::4]),
     "plot_position_shares of 5×7": lambda: plots.plot_position_shares(shares(LARGE)),
     "plot_removals": lambda: plots.plot_removals(removal_rows()),
+    "plot_removals of one model": lambda: plots.plot_removals(one_model(removal_rows())),
     "plot_removals of 5×7": lambda: plots.plot_removals(removal_rows(size=LARGE)),
     "plot_stability": lambda: plots.plot_stability(stability_rows(), stability_rows(20.0)),
     "plot_study": lambda: plots.plot_study(study_results()),
@@ -356,6 +365,7 @@ FIGURES = {
     "plot_training_maps": lambda: plots.plot_training_maps(training(), LAYERS[-1], [0, 1, 2], [0, 1], IMAGES[:2]),
     "plot_training_statistics": lambda: plots.plot_training_statistics(training(), dict.fromkeys(training(), 9.0)),
     "plot_transplants": lambda: plots.plot_transplants(effect_rows()),
+    "plot_transplants of few layers": lambda: plots.plot_transplants(effect_rows(LAYERS[:2]), measure="changed"),
     "plot_variants": lambda: variants(17),
     "plot_variants of 4 layers": lambda: variants(4),
 }
