@@ -32,9 +32,10 @@ def study_frame(results: "StudyResults") -> pd.DataFrame:
 
     Returns:
         Text columns, indexed by model and variant: seeds (finished of planned); top-1 error (mean over seeds and, for
-        several, ± half its 95 % interval) and, as published, that on ImageNet; the difference from the study's first model, in
-        percentage points; top-5 error, and top-1 error with fresh batch-norm statistics; parameters; FLOPs of one image
-        in the paper's count; and images that a second of training took, as the machine was then. Errors in percent.
+        several, ± half its 95 % interval) and, as published, that on ImageNet; the difference from the study's first
+        model, in percentage points; top-5 error, and top-1 error with fresh batch-norm statistics; parameters; FLOPs of
+        one image in the paper's count; and images that a second of training took, as the machine was then. Errors in
+        percent.
     """
     differences = {_place(row): row for row in results["differences"]}
     summary = {_place(row): row for row in results["summary"]}
