@@ -173,8 +173,11 @@ def cap_of(act: nn.ReLU | nn.ReLU6) -> float:
 
 def is_trained(x: Tensor, weight: Tensor, norm: nn.Module, attention_generator: nn.Module) -> bool:
     """True if anything in a layer's call may want a gradient."""
-    tensors = (x, weight, *norm.parameters(), *attention_generator.parameters())
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    if x.requires_grad or weight.requires_grad:  # first, as torch.compile takes long over the parameters of modules
+        return True
+    return any(tensor.requires_grad for module in (norm, attention_generator) for tensor in module.parameters())
 
 
 def infer(
