@@ -98,7 +98,7 @@ class CPUTaps:
     @cached_property
     def _x(self) -> Tensor:
         """The input as the passes of few channels read it."""
-        return self._real(self._input)
+        return self._real(self._input) if self._stores_maps or self._z is None else self._z
 
     @staticmethod
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
@@ -108,10 +108,10 @@ class CPUTaps:
         return max(1, _AT_ONCE_BYTES // max(1, sample))
 
     @staticmethod
-    def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...] | None:
-        """(G, K, C/G, N·pixels) with many channels in a group."""
+    def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
+        """(G, K, C/G, N·pixels) with many channels in a group; else that of the input, which each pass reads."""
         if not _stores_maps(weight, geometry):
-            return None
+            return tuple(x.shape)
         height, width = geometry.output_size(*x.shape[2:])
         return geometry.groups, geometry.positions, weight.shape[0] // geometry.groups, x.shape[0] * height * width
 
@@ -185,7 +185,9 @@ class CPUTaps:
     # The maps of many channels, as matrix products ----------------------------------------------------------------
 
     def maps(self) -> Tensor:
-        """Z of all samples, (G, K, C/G, N·pixels)."""
+        """What the passes read, of `maps_shape`: Z of all samples, or a copy of the input in their format and dtype."""
+        if not self._stores_maps:
+            return self._x.clone() if self._x.data_ptr() == self._input.data_ptr() else self._x
         if self._z is None:
             pixels = self._size[0] * self._size[1]
             samples = len(self._input)

@@ -28,7 +28,7 @@ class Taps(Protocol):
     """
 
     def __init__(self, x: Tensor, weight: Tensor, geometry: Geometry, z: Tensor | None = None) -> None:
-        """z: the maps, where they are known already and `maps_shape` has a place for them."""
+        """z: what `maps` gave, where it is known already."""
         ...
 
     @staticmethod
@@ -38,11 +38,11 @@ class Taps(Protocol):
 
     @staticmethod
     def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...] | None:
-        """Shape in which the passes hand the maps on to each other; None where each makes them for itself."""
+        """Shape of what the passes hand on to each other, the maps or what they are made from; None for nothing."""
         ...
 
     def maps(self) -> Tensor:
-        """The maps, of `maps_shape`."""
+        """What is handed on, of `maps_shape`: not x itself."""
         ...
 
     def moments(self) -> tuple[Tensor, Tensor]:

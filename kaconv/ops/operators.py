@@ -5,11 +5,12 @@ there are `batch_coefficients`, then `pool_maps` and `aggregate`, whose derivati
 and `aggregate_backward`; between the two stands the attention generator, traced as the module that it is, but for its
 softmax. At inference there are `fixed_coefficients`, `folded`, `pooled` and `weighted_sum`. What is scaled and summed
 around a pass belongs to an operator, small as it is: each piece left to torch.compile is one more kernel to compile,
-for each size of layer. The geometry travels as `Geometry.numbers()`, the maps as the tensor z that `maps` gives, which
-is empty where each pass makes them for itself (`Taps.maps_shape`).
+for each size of layer. The geometry travels as `Geometry.numbers()`, what the passes hand on to each other as the
+tensor z that `prepared` gives: the maps; or, with few channels, the input as the passes read it, so that it is brought
+into their memory format and dtype once; or nothing (`Taps.maps_shape`).
 
-A program that holds these operators runs where `kaconv` has been imported. An operator whose derivative changes needs
-a new name: torch.compile keeps compiled derivatives on disk, and knows them by the names of what they belong to.
+A program that holds these operators runs where `kaconv` has been imported. An operator whose derivative or outputs
+change needs a new name: torch.compile keeps what it has compiled on disk, and knows it by the names of what it holds.
 """
 
 import math
@@ -53,7 +54,7 @@ def kaconv2d(
     gamma, beta = affine(norm, x, geometry)
     numbers, cap = geometry.numbers(), finite_cap(act)
     constants = (x.detach(), weight.detach())
-    z = maps(*constants, numbers)
+    z = prepared(*constants, numbers)
     values = 0
     if fixed := fixed_statistics(norm):
         r, t = fixed_coefficients(*fixed, norm.eps, gamma.detach())
@@ -138,14 +139,14 @@ def _operator(name: str, mutates_args: Sequence[str] = ()) -> Callable[[Callable
 # Passes without a derivative of their own ------------------------------------------------------------------------
 
 
-@_operator("maps")
-def maps(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
-    """`Taps.maps`, or an empty tensor where no pass reads them."""
+@_operator("prepared")
+def prepared(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
+    """`Taps.maps`, or an empty tensor where nothing is handed on."""
     shape = _maps_shape(x, weight, numbers)
     return x.new_empty(0, dtype=real_dtype(x)) if shape == (0,) else _taps(x, weight, numbers).maps()
 
 
-@maps.register_fake
+@prepared.register_fake
 def _(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
     return x.new_empty(_maps_shape(x, weight, numbers), dtype=real_dtype(x))
 
@@ -389,7 +390,7 @@ def _pool_gradients(
         attention, dgamma, dbeta = torch.zeros_like(active), torch.zeros_like(gamma), torch.zeros_like(beta)
     dq = torch.zeros_like(active) if dq is None else dq
     # A copy, as `pool_backward` overwrites it; torch.compile leaves the copy out.
-    z = maps(x, weight, ctx.numbers) if z is None else z.clone()
+    z = prepared(x, weight, ctx.numbers) if z is None else z.clone()
     known = (gamma, beta, r, t, active, active_xhat, dq, dout, attention, dgamma, dbeta)
     dx, dweight, dgamma, dbeta = pool_backward(x, weight, z, *known, ctx.cap, ctx.numbers, ctx.values)
     return dx, dweight, None, dgamma, dbeta, None, None, None, None, None
@@ -479,7 +480,7 @@ def _aggregate_gradients(ctx: Any, dout: Tensor | None) -> tuple[Any, ...]:
     if dout is None:
         return (None,) * 11
     attention, x, weight, gamma, beta, r, t = ctx.saved_tensors
-    z = maps(x, weight, ctx.numbers)
+    z = prepared(x, weight, ctx.numbers)
     known = (gamma, beta, r, t, dout, attention)
     dattention, dgamma, dbeta = aggregate_backward(x, weight, z, *known, ctx.cap, ctx.numbers)
     return dattention, [dout, attention, dgamma, dbeta, z], *[None] * 9

@@ -86,7 +86,7 @@ def test_compiled_equals_the_reference(channels, stride, training, grad):
     backend = Recorded()
     actual = results(torch.compile(compiled, backend=backend, fullgraph=True), compiled, x, grad)
     assert_same(actual, expected)
-    assert {"pool_maps" if grad else "pooled", "maps"} <= set(backend.names)
+    assert {"pool_maps" if grad else "pooled", "prepared"} <= set(backend.names)
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_half_precision_compiles_to_the_same(channels):
     expected = results(copy.deepcopy(layer), layer, x, grad=False)["y"]
     found = Recorded()
     y = results(torch.compile(copy.deepcopy(layer), backend=found, fullgraph=True), layer, x, grad=True)["y"]
-    assert [name for name in found.names if name != "maps"] == STAGES["train"]
+    assert [name for name in found.names if name != "prepared"] == STAGES["train"]
     torch.testing.assert_close(y, expected)
 
 
@@ -147,7 +147,7 @@ def test_arguments_may_have_any_strides(channels):
     def run(change):
         x_, weight_, *rest = map(change, (x, weight, *coefficients, *sums))
         coefficients_, sums_ = rest[:4], rest[4:]
-        z = operators.maps(x_, weight_, numbers)
+        z = operators.prepared(x_, weight_, numbers)
         yield operators.pooled(x_, weight_, z, *coefficients_[2:], 6.0, numbers)
         yield operators.weighted_sum(x_, weight_, z, *coefficients_[2:], sums_[4], 6.0, numbers)
         yield from operators.aggregate_backward(x_, weight_, z, *coefficients_, *sums_[3:5], 6.0, numbers)
@@ -183,7 +183,7 @@ def exported(layer, x):
 def test_an_exported_program_keeps_them_for_any_batch_size():
     layer, x = make("dense", training=False)
     program = exported(layer, x)
-    assert [name for name in kept(program) if name != "maps"] == STAGES["eval"]
+    assert [name for name in kept(program) if name != "prepared"] == STAGES["eval"]
     x = torch.cat([x, x[:2]])
     torch.testing.assert_close(program.module()(x), layer(x))
 
@@ -195,7 +195,7 @@ def test_a_package_of_aotinductor_runs_them(tmp_path):
     layers(torch.randn(4, 34, 7, 6, dtype=torch.float64))
     x = torch.randn(3, 34, 7, 6, dtype=torch.float64)
     program = exported(layers.eval(), x)
-    assert [name for name in kept(program) if name != "maps"] == 2 * STAGES["eval"]
+    assert [name for name in kept(program) if name != "prepared"] == 2 * STAGES["eval"]
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "layers.pt2"))
     package = torch._inductor.aoti_load_package(path)
     for batch in (x, torch.cat([x, 2 * x])):
@@ -235,10 +235,10 @@ def test_opcheck(channels):
     r, t, gamma, beta, delta, epsilon = torch.randn(6, *kc).unbind()
     attention, bias = torch.rand(2, *nkc).unbind()
     dout = torch.randn(len(x), len(weight), *geometry.output_size(*x.shape[2:]))
-    z = operators.maps(x, weight, numbers)
-    assert (z.numel() > 0) == (channels == "dense")
+    z = operators.prepared(x, weight, numbers)
+    assert z.shape == ((1, 9, 36, x[:, 0].numel()) if channels == "dense" else x.shape)
     coefficients = (gamma, beta, r, t)
-    torch.library.opcheck(operators.maps, (x, weight, numbers))
+    torch.library.opcheck(operators.prepared, (x, weight, numbers))
     for moved in ((None,) * 3, (torch.zeros(9 * len(weight)), torch.ones(9 * len(weight)), torch.tensor(0))):
         torch.library.opcheck(operators.batch_coefficients, (x, weight, z, *moved, 0.1, 1e-5, numbers))
     running = (layer.norm.running_mean, layer.norm.running_var)
@@ -263,7 +263,7 @@ def test_the_buffer_of_maps_that_have_gone_is_kept_for_the_next():
     layer, x = make("dense", training=False)
     addresses = []
     for _ in range(2):
-        z = operators.maps(x, layer.weight.detach(), layer.geometry.numbers())
+        z = operators.prepared(x, layer.weight.detach(), layer.geometry.numbers())
         addresses.append(z.data_ptr())
         assert not cpu_taps._kept
         del z
