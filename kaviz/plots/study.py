@@ -204,7 +204,7 @@ def _mean(runs: Sequence[Row], name: str) -> str:
 
 
 def _with_interval(value: float, interval: Sequence[float] | None, sign: str = "") -> str:
-    text = f"{value:{sign}.1f}"
+    text = f"{round(value, 1) + 0:{sign}.1f}"  # no minus before a 0.0
     if interval is not None:
         low, high = interval
         text += f"\u00a0±\u00a0{(high - low) / 2:.1f}"  # in one line of a narrow table
