@@ -185,7 +185,7 @@ class CPUTaps:
     # The maps of many channels, as matrix products ----------------------------------------------------------------
 
     def maps(self) -> Tensor:
-        """What the passes read, of `maps_shape`: Z of all samples, or a copy of the input in their format and dtype."""
+        """Z of all samples, or a copy of the input in the passes' format and dtype; of `maps_shape`."""
         if not self._stores_maps:
             return self._x.clone() if self._x.data_ptr() == self._input.data_ptr() else self._x
         if self._z is None:

@@ -42,7 +42,7 @@ class Taps(Protocol):
         ...
 
     def maps(self) -> Tensor:
-        """What is handed on, of `maps_shape`: not x itself."""
+        """The tensor that is handed on, of `maps_shape`: never x itself."""
         ...
 
     def moments(self) -> tuple[Tensor, Tensor]:

@@ -507,8 +507,8 @@ def test_the_attention_s_warmup_ends_exactly(tmp_path):
 def test_attention_warms_up_step_by_step(tmp_path, monkeypatch, kind):
     seen, real = [], AttentionGeneratorL._attention
 
-    def watched(self, logits):
-        attention = real(self, logits)
+    def watched(self, logits, softmax):
+        attention = real(self, logits, softmax)
         seen.append((self.training, getattr(self, kind), torch.equal(attention, logits.softmax(1))))
         return attention
 
