@@ -495,7 +495,7 @@ aggregate.register_autograd(_aggregate_gradients, setup_context=_aggregate_saves
 @_operator("softmax")
 def softmax(logits: Tensor) -> Tensor:
     """Over the positions, of (N, K, C)."""
-    return logits.softmax(dim=1)
+    return logits.softmax(dim=1).contiguous()
 
 
 @softmax.register_fake
@@ -507,7 +507,7 @@ def _(logits: Tensor) -> Tensor:
 def softmax_backward(dattention: Tensor, attention: Tensor) -> Tensor:
     """Gradient of the logits."""
     weighted = dattention * attention
-    return weighted - attention * weighted.sum(dim=1, keepdim=True)
+    return (weighted - attention * weighted.sum(dim=1, keepdim=True)).contiguous()
 
 
 @softmax_backward.register_fake

@@ -244,7 +244,9 @@ def test_opcheck(channels):
     running = (layer.norm.running_mean, layer.norm.running_var)
     torch.library.opcheck(operators.fixed_coefficients, (*running, 1e-5, gamma))
     torch.library.opcheck(operators.folded, coefficients)
-    torch.library.opcheck(operators.softmax, (attention.clone().requires_grad_(),))
+    for logits in (attention, _strided_otherwise(attention)):
+        torch.library.opcheck(operators.softmax, (logits.clone().requires_grad_(),))
+        torch.library.opcheck(operators.softmax_backward, (logits, attention))
     torch.library.opcheck(operators.pooled, (x, weight, z, r, t, cap, numbers))
     torch.library.opcheck(operators.weighted_sum, (x, weight, z, r, t, attention, cap, numbers))
     torch.library.opcheck(operators.aggregate_backward, (x, weight, z, *coefficients, dout, attention, cap, numbers))
