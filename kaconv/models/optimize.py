@@ -91,7 +91,7 @@ class InferenceKAConv2d(nn.Module):
         cap, numbers = self.cap if math.isfinite(self.cap) else None, self.geometry.numbers()
         z = operators.prepared(x, self.weight, numbers)
         q = operators.pooled(x, self.weight, z, self.scale, self.shift, cap, numbers)
-        attention = self.attention_generator(q)
+        attention = operators.generated(self.attention_generator, q)
         return operators.weighted_sum(x, self.weight, z, self.scale, self.shift, attention, cap, numbers)
 
     def train(self, mode: bool = True) -> "InferenceKAConv2d":

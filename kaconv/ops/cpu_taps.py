@@ -187,14 +187,14 @@ class CPUTaps:
     def maps(self) -> Tensor:
         """Z of all samples, or a copy of the input in the passes' format and dtype; of `maps_shape`."""
         if not self._stores_maps:
-            return self._x.clone() if self._x.data_ptr() == self._input.data_ptr() else self._x
+            return self._input.to(self._real_dtype, copy=True, memory_format=torch.contiguous_format)
         if self._z is None:
             pixels = self._size[0] * self._size[1]
             samples = len(self._input)
             self._z = _scratch((*self._packed.shape[:-1], samples * pixels), self._weight)
             z = self._z.view(*self._kernels().shape[:-1], samples, pixels)
-            by_sample = self._format is torch.contiguous_format and pixels >= _MANY_PIXELS
-            if self._aligned and self._groups == 1 and by_sample:  # without a copy of the input
+            planes = self._groups == 1 and self._format is torch.contiguous_format
+            if self._aligned and planes and pixels >= _MANY_PIXELS:  # sample by sample, without a copy of the input
                 _multiply(self._kernels().expand(samples, -1, -1), self._x.flatten(2), z[0].movedim(1, 0))
             else:
                 _multiply(self._kernels(), self._seen(), z.flatten(-2))

@@ -64,15 +64,16 @@ def kaconv2d(
         values = x.shape[0] * pixels_of(x, geometry)
     if is_trained(x, weight, norm, attention_generator):
         q, _, _, *links = pool_maps(x, weight, z, gamma, beta, r, t, cap, numbers, values)
-        attention = _generated(attention_generator, q.to(x.dtype)).to(gamma.dtype)
+        attention = generated(attention_generator, q.to(x.dtype)).to(gamma.dtype)
         return aggregate(attention, links, *constants, z, gamma.detach(), beta.detach(), r, t, cap, numbers)
     scale, shift = folded(gamma, beta, r, t)
     q = pooled(x, weight, z, scale, shift, cap, numbers)
-    attention = _generated(attention_generator, q.to(x.dtype)).to(scale.dtype)
+    attention = generated(attention_generator, q.to(x.dtype)).to(scale.dtype)
     return weighted_sum(x, weight, z, scale, shift, attention, cap, numbers)
 
 
-def _generated(attention_generator: nn.Module, q: Tensor) -> Tensor:
+def generated(attention_generator: nn.Module, q: Tensor) -> Tensor:
+    """The attention, by a generator that is traced, with its softmax as an operator."""
     if getattr(attention_generator, "takes_softmax", False):
         return attention_generator(q, softmax=softmax)
     return attention_generator(q)
@@ -173,17 +174,7 @@ def batch_coefficients(
 
 
 @batch_coefficients.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    momentum: float | None,
-    eps: float,
-    numbers: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     r = x.new_empty(weight.shape[2] * weight.shape[3], weight.shape[0], dtype=real_dtype(x))
     return r, torch.empty_like(r)
 
@@ -220,9 +211,7 @@ def pooled(
 
 
 @pooled.register_fake
-def _(
-    x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, shift: Tensor, cap: float | None, numbers: Sequence[int]
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, z: Tensor, scale: Tensor, *_: Any) -> Tensor:
     return _new_sums(x, scale)
 
 
@@ -351,23 +340,7 @@ def pool_backward(
 
 @pool_backward.register_fake
 def _(
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    r: Tensor,
-    t: Tensor,
-    active: Tensor,
-    active_xhat: Tensor,
-    dq: Tensor,
-    dout: Tensor,
-    attention: Tensor,
-    dgamma: Tensor,
-    dbeta: Tensor,
-    cap: float | None,
-    numbers: Sequence[int],
-    values: int,
+    x: Tensor, weight: Tensor, z: Tensor, gamma: Tensor, beta: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     return _as(x, torch.empty_like(x)), dweight, torch.empty_like(gamma), torch.empty_like(beta)
@@ -460,19 +433,7 @@ def aggregate_backward(
 
 
 @aggregate_backward.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    r: Tensor,
-    t: Tensor,
-    dout: Tensor,
-    attention: Tensor,
-    cap: float | None,
-    numbers: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, z: Tensor, gamma: Tensor, beta: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _new_sums(x, gamma), torch.empty_like(gamma), torch.empty_like(beta)
 
 
