@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kaconv.layers import KAConv2d
-from kaconv.ops import operators
+from kaconv.ops import cpu_taps, operators
 from kaconv.ops.dispatch import is_traced
 from kaconv.ops.eager import folded_batch_norm
 from kaconv.ops.fused import cap_of, infer
@@ -47,7 +47,7 @@ class InferenceKAConv2d(nn.Module):
     """A KAConv2d with its norms folded and its kernel packed: (N, Cin, Hin, Win) to (N, C, H, W).
 
     Attributes:
-        weight: as the layer's; without groups its memory has the kernel positions first.
+        weight: as the layer's, in memory as the passes on the CPU read it.
         scale, shift: of each position and channel, (K, C); they stand for the layer's `norm`.
         attention_generator: as the layer's, its norm folded.
     """
@@ -60,9 +60,7 @@ class InferenceKAConv2d(nn.Module):
         super().__init__()
         self.geometry = layer.geometry
         self.cap = cap_of(layer.act)  # type: ignore[arg-type]
-        weight = layer.weight.detach()
-        if self.geometry.groups == 1:
-            weight = weight.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+        weight = cpu_taps.packed(layer.weight.detach(), self.geometry)
         scale, shift = folded_batch_norm(layer.norm, self.geometry.positions)  # type: ignore[arg-type]
         for name, buffer in (("weight", weight), ("scale", scale.detach()), ("shift", shift.detach())):
             self.register_buffer(name, buffer.clone(memory_format=torch.preserve_format))

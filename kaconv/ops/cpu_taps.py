@@ -29,7 +29,7 @@ _MANY_OF_A_GROUP = 33  # the same where there are several groups
 _MANY_PIXELS = 512  # of a sample, from which its matrix product alone is as quick as one for all samples
 _CHUNKS = 16
 _KEPT_BYTES = 2**28  # the largest scratch buffer that is kept
-_AT_ONCE_BYTES = 2**24  # of maps, at inference: about what the last cache level holds
+_AT_ONCE_BYTES = 2**24  # of maps or input, at inference: about what the last cache level holds
 
 
 class _Problem(ctypes.Structure):
@@ -41,7 +41,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding", "dilation")),
         ("chunks", ctypes.c_int64),
         ("threads", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_transposed", "z")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_of_groups", "weight_transposed", "z")),
     ]
 
 
@@ -57,6 +57,14 @@ def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
 def _stores_maps(weight: Tensor, geometry: Geometry) -> bool:
     many = _MANY_CHANNELS if geometry.groups == 1 else _MANY_OF_A_GROUP
     return min(weight.shape[1], weight.shape[0] // geometry.groups) >= many
+
+
+def packed(weight: Tensor, geometry: Geometry) -> Tensor:
+    """The weight, (C, Cin/G, kh, kw), in an order in memory of which `CPUTaps` need make no copy (if G = 1, or few)."""
+    positions_first = (2, 3, 0, 1)
+    if _stores_maps(weight, geometry):
+        return weight.permute(positions_first).contiguous().permute(positions_first)
+    return weight.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
 
 @assume_constant_result
@@ -87,13 +95,21 @@ class CPUTaps:
         self._size = geometry.output_size(*x.shape[2:])
         self._aligned = geometry.stride == (1, 1) and self._size == tuple(x.shape[2:])
         self._depthwise = self._in_group == self._out_group == 1
-        # (G, K, C/G, Cin/G)
-        grouped = self._weight.unflatten(0, (self._groups, self._out_group)).flatten(-2)
-        self._packed = grouped.permute(0, 3, 1, 2).contiguous()
         self._stores_maps = _stores_maps(weight, geometry)
         self._z = z
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
         self._chunks = max(1, min(len(x), _CHUNKS // self._groups))
+
+    @cached_property
+    def _packed(self) -> Tensor:
+        """The kernel as the matrix products take it: (G, K, C/G, Cin/G)."""
+        grouped = self._weight.unflatten(0, (self._groups, self._out_group)).flatten(-2)
+        return grouped.permute(0, 3, 1, 2).contiguous()
+
+    @cached_property
+    def _side_by_side(self) -> Tensor:
+        """The kernel as the passes of few channels take it: (Cin/G, K, C)."""
+        return self._weight.flatten(-2).permute(1, 2, 0).contiguous()
 
     @cached_property
     def _x(self) -> Tensor:
@@ -102,9 +118,8 @@ class CPUTaps:
 
     @staticmethod
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
-        """Samples to take at a time at inference, so that their maps stay in the cache."""
-        height, width = geometry.output_size(*x.shape[2:])
-        sample = geometry.positions * weight.shape[0] * height * width * real_dtype(x).itemsize
+        """Samples to take at a time at inference, so that what both passes read stays in the cache."""
+        sample = math.prod(CPUTaps.maps_shape(x[:1], weight, geometry)) * real_dtype(x).itemsize
         return max(1, _AT_ONCE_BYTES // max(1, sample))
 
     @staticmethod
@@ -124,7 +139,7 @@ class CPUTaps:
         spread = squares.sum(dim=0) + pixels * (total / pixels - mean).square().sum(dim=0)
         var = spread / (len(self._input) * pixels)
         if not self._stores_maps and self._depthwise:  # of the input: the maps are it, times one weight
-            w = self._packed.flatten(1).t().double()
+            w = self._side_by_side[0].double()
             mean, var = mean * w, var * w.square()
         return mean.to(self._real_dtype), var.to(self._real_dtype)
 
@@ -248,27 +263,34 @@ class CPUTaps:
     def _times_weight(self, scale: Tensor) -> Tensor:
         """With depthwise maps the planes are the input's, so that their scale holds the weight."""
         if not self._stores_maps and self._depthwise:
-            scale = scale * self._packed.flatten(1).t()
+            scale = scale * self._side_by_side[0]
         return scale.contiguous()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        maps = self.maps() if self._stores_maps else None
-        transposed = self._packed.permute(0, 3, 1, 2).contiguous() if name == "gradients" and maps is None else None
-        problem = self._problem(transposed, maps)
+        sources = self._sources(name)
+        problem = self._problem(**sources)
         real = ctypes.c_double if self._real_dtype == torch.float64 else ctypes.c_float
         arguments = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
         values = [real(_reachable(a)) if isinstance(a, float) else _pointer(a) for a in arguments]
         _function(name, self._real_dtype)(ctypes.byref(problem), *values)
 
-    def _problem(self, *tensors: Tensor | None) -> _Problem:
+    def _sources(self, name: str) -> dict[str, Tensor]:
+        """What a pass makes the maps from, as fields of the problem."""
+        if self._stores_maps:
+            return {"z": self.maps()}
+        if name == "gradients":
+            transposed = self._packed.permute(0, 3, 1, 2).contiguous()
+            return {"x": self._x, "weight_of_groups": self._packed, "weight_transposed": transposed}
+        return {"x": self._x, "weight": self._side_by_side}
+
+    def _problem(self, **tensors: Tensor) -> _Problem:
         g = self._geometry
-        x = None if self._stores_maps else self._x
         return _Problem(
             len(self._input), self._groups, self._in_group, self._out_group, *self._input.shape[2:], *self._size,
             *((ctypes.c_int64 * 2)(*pair) for pair in (g.kernel, g.stride, g.padding, g.dilation)),
             self._chunks,
             torch.get_num_threads(),
-            *map(_pointer, (x, self._packed, *tensors)),
+            **{name: _pointer(tensor) for name, tensor in tensors.items()},
         )  # fmt: skip
 
 

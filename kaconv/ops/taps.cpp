@@ -18,7 +18,8 @@ struct Problem {
     int64_t chunks;      // parts of the batch whose sums of dweight are kept apart
     int64_t threads;
     const void* x;       // (N, G·in_group, height_in, width_in)
-    const void* weight;  // (G, K, out_group, in_group); with depthwise planes, the caller scales by it
+    const void* weight;  // (in_group, K, G·out_group), for all but gradients; depthwise, the caller scales by it
+    const void* weight_of_groups;   // (G, K, out_group, in_group), for gradients
     const void* weight_transposed;  // (G, in_group, K, out_group), for gradients
     void* z;             // (G, K, out_group, N, plane) or null: then the maps are computed here
 
@@ -33,7 +34,7 @@ struct Problem {
 
 // ---- batch norm and activation -------------------------------------------------------------------------------------
 
-template <typename T>
+template <typename T, bool CAPPED>
 struct Range {  // what an activation leaves
     Vec<T> least, most;
 
@@ -41,13 +42,21 @@ struct Range {  // what an activation leaves
         // Were it known to be zero, the compiler would take two instructions for what is one of its own: a maximum.
         const volatile T zero = 0;
         least = Vec<T>{} + zero;
-        most = Vec<T>{} + cap;  // NaN, which nothing exceeds, stands for none
+        most = Vec<T>{} + cap;
     }
     Vec<T> clamp(Vec<T> v) const {  // a NaN stays one
         v = v < least ? least : v;
-        return v > most ? most : v;
+        if constexpr (CAPPED) v = v > most ? most : v;
+        return v;
     }
 };
+
+// Calls f(range) with what an activation leaves.
+template <typename T, typename F>
+void with_range(T cap, F f) {
+    if (cap == cap) f(Range<T, true>(cap));
+    else f(Range<T, false>(cap));  // NaN, which nothing exceeds, stands for none
+}
 
 template <typename T>
 struct Activity {  // of a vector of a map
@@ -100,8 +109,11 @@ struct Slopes {
 //
 // All walk the output in blocks of a few vectors, make a block of each map in registers and use it at once. What the
 // maps are made from is in one of three classes: Depthwise, Grouped, Stored. Each has, for one sample and one group,
-//   rows(): the channels of the group; a tile is of 8, 4 or one of them, of one alone without kManyRows
+//   rows(): the channels of the group; a tile is of 8, 4 or one of them, of one alone unless kSummed
 //   tile(k, channel, o, z): z_k of a tile, at kVectors vectors of output places from place o on
+// kSummed: the maps are sums over the group's input channels; then there are, besides,
+//   fold(scales): the maps become so many times as large, (K, rows)
+//   add(k, channel, o, z): adds z_k of a tile to z
 // Places are output pixels, row by row; a row may have more places than pixels, and what these hold is dropped.
 
 constexpr int64_t kRun = 4;  // blocks of a map that are summed up at once: what they are made from stays in the cache
@@ -119,6 +131,27 @@ struct Places {
         for (int64_t row = 0; row < p.height; ++row) mark<T>(counted.data(), row * pitch, row * pitch + p.width);
     }
     int64_t size() const { return vectors * Vector<T>::lanes; }
+};
+
+// What a thread works on: the channels [first, last) of a group of one sample.
+template <typename T>
+struct Share {
+    int64_t n, g, first, last;
+    std::vector<T> sums, attention, maps;  // maps: of the channels, as places
+    std::vector<std::vector<T>> coefficients;
+
+    int64_t rows() const { return last - first; }
+    Norm<T> norm(int64_t i, T cap) const {
+        return {coefficients[0][i], coefficients[1][i], coefficients[2][i], coefficients[3][i], cap};
+    }
+    int64_t channel(const Problem& p) const { return g * (p.z ? 1 : p.out_group) + first; }  // the first one of all
+    // Coefficients (K, C) as (K, rows), side by side: apart, they may fall on one line of the cache.
+    void take(const Problem& p, const T* from, std::vector<T>& to) const {
+        to.resize(p.positions() * rows());
+        from += channel(p);
+        for (int64_t k = 0; k < p.positions(); ++k)
+            for (int64_t row = 0; row < rows(); ++row) to[k * rows() + row] = from[k * p.channels() + row];
+    }
 };
 
 // How many rows or columns further a position reads, in planes of every stride-th row and column.
@@ -153,10 +186,15 @@ class Padded {
             for (int64_t a = 0; a < p_.stride[0]; ++a)
                 for (int64_t b = 0; b < p_.stride[1]; ++b) {
                     T* plane = values_.data() + ci * channel_ + (a * p_.stride[1] + b) * rows_ * places_.pitch;
+                    // Every stride-th column from column `first` on, as far as there are any.
+                    const int64_t first = b - p_.padding[1], step = p_.stride[1];
+                    const int64_t begin = first >= 0 ? 0 : (-first + step - 1) / step;
+                    const int64_t end = std::min(places_.pitch, (p_.width_in - first + step - 1) / step);
                     for (int64_t row = 0; row < rows_; ++row) {
                         const int64_t from = row * p_.stride[0] + a - p_.padding[0];
                         if (from >= 0 && from < p_.height_in)
-                            copy_row(x + from * p_.width_in, b - p_.padding[1], plane + row * places_.pitch);
+                            copy_every(step, x + from * p_.width_in + first + begin * step, end - begin,
+                                       plane + row * places_.pitch + begin);
                     }
                 }
     }
@@ -164,17 +202,13 @@ class Padded {
     const T* seen(int64_t k, int64_t ci) const { return values_.data() + ci * channel_ + offsets_[k]; }
 
   private:
-    // Every stride-th column from column `first` on, as far as there are any.
-    void copy_row(const T* from, int64_t first, T* to) const {
-        const int64_t step = p_.stride[1], begin = first >= 0 ? 0 : (-first + step - 1) / step;
-        const int64_t end = std::min(places_.pitch, (p_.width_in - first + step - 1) / step);
-        from += first;
+    static void copy_every(int64_t step, const T* from, int64_t count, T* to) {
         if (step == 1)
-            copy<Vector<T>::lanes>(from + begin, end - begin, to + begin);
+            copy<Vector<T>::lanes>(from, count, to);
         else if (step == 2)  // a constant, so that it is compiled to vectors
-            for (int64_t i = begin; i < end; ++i) to[i] = from[2 * i];
+            for (int64_t i = 0; i < count; ++i) to[i] = from[2 * i];
         else
-            for (int64_t i = begin; i < end; ++i) to[i] = from[step * i];
+            for (int64_t i = 0; i < count; ++i) to[i] = from[step * i];
     }
 
   protected:
@@ -189,10 +223,11 @@ class Padded {
 
 template <typename T>
 struct Depthwise : Padded<T> {  // the maps are the input; the caller scales by the weight
-    static constexpr bool kManyRows = false;
+    static constexpr bool kSummed = false;
     static constexpr int kVectors = 4;
     explicit Depthwise(const Problem& p) : Padded<T>(p, kVectors) {}
     int64_t rows() const { return 1; }
+    void load(const Share<T>& share) { Padded<T>::load(share.n, share.g); }
     template <int ROWS>
     void tile(int64_t k, int64_t, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
         for (int u = 0; u < kVectors; ++u) z[0][u] = at(this->seen(k, 0) + o + u * Vector<T>::lanes);
@@ -200,38 +235,58 @@ struct Depthwise : Padded<T> {  // the maps are the input; the caller scales by 
 };
 
 template <typename T>
-struct Grouped : Padded<T> {
-    static constexpr bool kManyRows = true;
+class Grouped : public Padded<T> {
+  public:
+    static constexpr bool kSummed = true;
     static constexpr int kVectors = 2;
     explicit Grouped(const Problem& p) : Padded<T>(p, kVectors) {}
     int64_t rows() const { return this->p_.out_group; }
-    void load(int64_t n, int64_t g) {
-        Padded<T>::load(n, g);
-        weight_ = static_cast<const T*>(this->p_.weight) + g * this->p_.positions() * rows() * this->p_.in_group;
+    void load(const Share<T>& share) {
+        const Problem& p = this->p_;
+        Padded<T>::load(share.n, share.g);
+        first_ = share.first;
+        rows_ = share.rows();
+        weight_.resize(p.positions() * p.in_group * rows_);
+        const T* from = static_cast<const T*>(p.weight) + share.channel(p);
+        for (int64_t ci = 0; ci < p.in_group; ++ci)
+            for (int64_t k = 0; k < p.positions(); ++k, from += p.channels())
+                copy<Vector<T>::lanes>(from, rows_, weight_.data() + (k * p.in_group + ci) * rows_);
+    }
+    void fold(const T* scales) {
+        T* weight = weight_.data();
+        for (int64_t k = 0; k < this->p_.positions(); ++k, scales += rows_)
+            for (int64_t ci = 0; ci < this->p_.in_group; ++ci, weight += rows_)
+                for (int64_t row = 0; row < rows_; ++row) weight[row] *= scales[row];
     }
     template <int ROWS>
     void tile(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
-        const int64_t in_group = this->p_.in_group;
-        const T* weight = weight_ + (k * rows() + channel) * in_group;
         for (int r = 0; r < ROWS; ++r)
             for (int u = 0; u < kVectors; ++u) z[r][u] = Vec<T>{};
-        for (int64_t ci = 0; ci < in_group; ++ci) {
+        add(k, channel, o, z);
+    }
+    template <int ROWS>
+    void add(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][kVectors]) const {
+        const T* weight = weight_.data() + k * this->p_.in_group * rows_ + channel - first_;
+#pragma GCC unroll 1
+        for (int64_t ci = 0; ci < this->p_.in_group; ++ci, weight += rows_) {
             const T* x = this->seen(k, ci) + o;
-            for (int u = 0; u < kVectors; ++u) {
-                const Vec<T> seen = at(x + u * Vector<T>::lanes);
-                for (int r = 0; r < ROWS; ++r) z[r][u] += weight[r * in_group + ci] * seen;
+            const Vec<T> x0 = in_register<T>(at(x)), x1 = in_register<T>(at(x + Vector<T>::lanes));
+            for (int r = 0; r < ROWS; ++r) {
+                z[r][0] += weight[r] * x0;
+                z[r][1] += weight[r] * x1;
             }
         }
     }
 
   private:
-    const T* weight_ = nullptr;
+    int64_t first_ = 0, rows_ = 0;  // of the share
+    std::vector<T> weight_;  // of the share, (K, in_group, rows): what a tile is multiplied with lies side by side
 };
 
 template <typename T>
 class Stored {  // maps that the caller has; every channel is a group of its own
   public:
-    static constexpr bool kManyRows = false;
+    static constexpr bool kSummed = false;
     static constexpr int kVectors = 4;
     explicit Stored(const Problem& p) : p_(p), places_(p, p.width, kVectors), from_(p.positions()) {
         inside_.assign(p.positions() * places_.vectors, 0);
@@ -245,7 +300,8 @@ class Stored {  // maps that the caller has; every channel is a group of its own
     const Places<T>& places() const { return places_; }
     int64_t groups() const { return p_.channels(); }
     int64_t rows() const { return 1; }
-    void load(int64_t n, int64_t c) {
+    void load(const Share<T>& share) {
+        const int64_t n = share.n, c = share.g;
         const T* z = static_cast<const T*>(p_.z);
         const T* end = z + p_.positions() * p_.channels() * p_.samples * p_.pixels();
         for (int64_t k = 0; k < p_.positions(); ++k) {
@@ -283,36 +339,44 @@ class Stored {  // maps that the caller has; every channel is a group of its own
     std::vector<std::vector<T>> copies_;
 };
 
+// The maps after a batch norm: times scale, plus shift, which are the first coefficients of a share.
+template <typename T, typename Maps>
+class Normed : public Maps {
+  public:
+    using Maps::Maps;
+    void load(const Share<T>& share) {
+        Maps::load(share);
+        share_ = &share;
+        if constexpr (Maps::kSummed) Maps::fold(share.coefficients[0].data());
+    }
+    template <int ROWS>
+    void tile(int64_t k, int64_t channel, int64_t o, Vec<T> (&z)[ROWS][Maps::kVectors]) const {
+        const int64_t i = k * share_->rows() + channel - share_->first;
+        const T *scale = share_->coefficients[0].data() + i, *shift = share_->coefficients[1].data() + i;
+        if constexpr (Maps::kSummed) {
+            for (int r = 0; r < ROWS; ++r)
+                for (int u = 0; u < Maps::kVectors; ++u) z[r][u] = Vec<T>{} + shift[r];
+            Maps::add(k, channel, o, z);
+        } else {
+            Maps::tile(k, channel, o, z);
+            for (int r = 0; r < ROWS; ++r)
+                for (int u = 0; u < Maps::kVectors; ++u) z[r][u] = scale[r] * z[r][u] + shift[r];
+        }
+    }
+
+  private:
+    const Share<T>* share_ = nullptr;
+};
+
 // Calls f(rows, channel) for tiles of the channels [first, last), rows being a constant.
 template <typename Maps, typename F>
 void for_each_tile(int64_t first, int64_t last, F f) {
-    if constexpr (Maps::kManyRows) {
+    if constexpr (Maps::kSummed) {
         for (; first + 8 <= last; first += 8) f(std::integral_constant<int, 8>(), first);
         for (; first + 4 <= last; first += 4) f(std::integral_constant<int, 4>(), first);
     }
     for (; first < last; ++first) f(std::integral_constant<int, 1>(), first);
 }
-
-// What a thread works on: the channels [first, last) of a group of one sample.
-template <typename T>
-struct Share {
-    int64_t n, g, first, last;
-    std::vector<T> sums, attention, maps;  // maps: of the channels, as places
-    std::vector<std::vector<T>> coefficients;
-
-    int64_t rows() const { return last - first; }
-    Norm<T> norm(int64_t i, T cap) const {
-        return {coefficients[0][i], coefficients[1][i], coefficients[2][i], coefficients[3][i], cap};
-    }
-    int64_t channel(const Problem& p) const { return g * (p.z ? 1 : p.out_group) + first; }  // the first one of all
-    // Coefficients (K, C) as (K, rows), side by side: apart, they may fall on one line of the cache.
-    void take(const Problem& p, const T* from, std::vector<T>& to) const {
-        to.resize(p.positions() * rows());
-        from += channel(p);
-        for (int64_t k = 0; k < p.positions(); ++k)
-            for (int64_t row = 0; row < rows(); ++row) to[k * rows() + row] = from[k * p.channels() + row];
-    }
-};
 
 // Calls f(maps, share) for every sample and group, side by side; there are parts of groups where those are few.
 template <typename T, typename Maps, typename F>
@@ -332,7 +396,7 @@ void for_each_share(const Problem& p, const std::vector<const T*>& coefficients,
             share.first = part * tiles / parts * 8;
             share.last = std::min((part + 1) * tiles / parts * 8, maps.rows());
             for (size_t i = 0; i < coefficients.size(); ++i) share.take(p, coefficients[i], share.coefficients[i]);
-            maps.load(share.n, share.g);
+            maps.load(share);
             f(maps, share);
         }
     }
@@ -418,13 +482,12 @@ void moments(const Problem& p, double* sums, double* squares) {
 
 template <typename T, typename Maps>
 void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
-    const Range<T> range(cap);
-    const auto add = [&](const Share<T>& share, int64_t i, int64_t, const auto& z, const auto& counted, auto& sum) {
-        const T scaled = share.coefficients[0][i], shifted = share.coefficients[1][i];
-        for (int u = 0; u < Maps::kVectors; ++u) sum[0] += keep<T>(range.clamp(scaled * z[u] + shifted), counted[u]);
-    };
-    sum_maps<T, Maps, 1>(p, {scale, shift}, no_begin, add, [&](const Share<T>&, int64_t, int64_t to, const auto& sum) {
-        q[to] = sum[0] / p.pixels();
+    const auto end = [&](const Share<T>&, int64_t, int64_t to, const auto& sum) { q[to] = sum[0] / p.pixels(); };
+    with_range(cap, [&](auto range) {
+        const auto add = [&](const Share<T>&, int64_t, int64_t, const auto& y, const auto& counted, auto& sum) {
+            for (int u = 0; u < Maps::kVectors; ++u) sum[0] += keep<T>(range.clamp(y[u]), counted[u]);
+        };
+        sum_maps<T, Normed<T, Maps>, 1>(p, {scale, shift}, no_begin, add, end);
     });
 }
 
@@ -478,28 +541,28 @@ template <typename T, typename Maps>
 void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
     constexpr int64_t lanes = Vector<T>::lanes;
     constexpr int vectors = Maps::kVectors;
-    const Range<T> range(cap);
-    for_each_share<T, Maps>(p, {scale, shift}, [&](const Maps& maps, Share<T>& share) {
-        const T *scales = share.coefficients[0].data(), *shifts = share.coefficients[1].data();
+    const auto weighted_sums = [&](const auto& maps, Share<T>& share, auto range) {
         const int64_t size = maps.places().size();
-        share.take(p, attention + share.n * p.positions() * p.channels(), share.attention);
-        share.sums.resize(share.rows() * size);
         for (int64_t v = 0; v < maps.places().vectors; v += vectors)
             for_each_tile<Maps>(share.first, share.last, [&](auto rows, int64_t channel) {
                 Vec<T> sums[rows][vectors] = {};
                 for (int64_t k = 0; k < p.positions(); ++k) {
-                    Vec<T> z[rows][vectors];
-                    maps.tile(k, channel, v * lanes, z);
-                    for (int r = 0; r < rows; ++r) {
-                        const int64_t i = k * share.rows() + channel - share.first + r;
-                        for (int u = 0; u < vectors; ++u)
-                            sums[r][u] += share.attention[i] * range.clamp(scales[i] * z[r][u] + shifts[i]);
-                    }
+                    const T* weights = share.attention.data() + k * share.rows() + channel - share.first;
+                    Vec<T> y[rows][vectors];
+                    maps.tile(k, channel, v * lanes, y);
+                    for (int r = 0; r < rows; ++r)
+                        for (int u = 0; u < vectors; ++u) sums[r][u] += weights[r] * range.clamp(y[r][u]);
                 }
                 for (int r = 0; r < rows; ++r)
                     for (int u = 0; u < vectors; ++u)
                         at(share.sums.data() + (channel - share.first + r) * size + (v + u) * lanes) = sums[r][u];
             });
+    };
+    for_each_share<T, Normed<T, Maps>>(p, {scale, shift}, [&](const auto& maps, Share<T>& share) {
+        const int64_t size = maps.places().size();
+        share.take(p, attention + share.n * p.positions() * p.channels(), share.attention);
+        share.sums.resize(share.rows() * size);
+        with_range(cap, [&](auto range) { weighted_sums(maps, share, range); });
         T* to = out + ((share.n * maps.groups() + share.g) * maps.rows() + share.first) * p.pixels();
         for (int64_t channel = 0; channel < share.rows(); ++channel)
             for (int64_t row = 0; row < p.height; ++row, to += p.width)
@@ -579,7 +642,7 @@ class Maps {
         }
         first_ = maps_.data();
         const int64_t rows = p_.positions() * p_.out_group;
-        const T* w = static_cast<const T*>(p_.weight) + g * rows * p_.in_group;
+        const T* w = static_cast<const T*>(p_.weight_of_groups) + g * rows * p_.in_group;
         if (p_.aligned()) {
             multiply(rows, plane, p_.in_group, w, p_.in_group, x, plane, first_, plane, scratch_);
         } else {
@@ -744,7 +807,7 @@ void gradients(const Problem& p, const Slopes<T>& slopes, const T* dout, T* dx, 
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < p.chunks * p.groups; ++item) {
             const int64_t chunk = item / p.groups, g = item % p.groups;
-            const T* w = static_cast<const T*>(p.weight) + g * weights;
+            const T* w = static_cast<const T*>(p.weight_of_groups) + g * weights;
             T* dw = dweight + item * weights;
             std::fill_n(dw, weights, T(0));
             for (int64_t n = chunk; n < p.samples; n += p.chunks) {

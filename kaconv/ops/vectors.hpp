@@ -30,6 +30,15 @@ const typename Vector<T>::type& at(const T* p) { return *reinterpret_cast<const 
 template <typename T>
 using Vec = typename Vector<T>::type;
 
+// A vector that is used several times: the compiler would read it from memory for each of them.
+template <typename T>
+Vec<T> in_register(Vec<T> v) {
+#if defined(__AVX__)
+    asm("" : "+v"(v));
+#endif
+    return v;
+}
+
 template <typename T>
 using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // one for each lane of a vector
 
