@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kaconv.ops.sync_batch_norm import SYNCHRONISED
 
 Softmax = Callable[[Tensor], Tensor]
+NormReLU = Callable[[nn.Module, Tensor], Tensor]
 
 GENERATOR_NORMS = ("batch", "layer", "group", "none")
 
@@ -24,6 +25,11 @@ def _generator_norm(kind: str, hidden: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"unknown generator_norm {kind!r}; choose from {', '.join(GENERATOR_NORMS)}")
+
+
+def norm_relu(norm: nn.Module, hidden: Tensor) -> Tensor:
+    """A generator's hidden vectors, (vectors, d), normalised and through a ReLU."""
+    return F.relu(norm(hidden))
 
 
 def over_positions(logits: Tensor) -> Tensor:
@@ -45,7 +51,7 @@ class AttentionGenerator(nn.Module):
     norm: nn.Module
     excite: nn.Linear
     samples_apart_in_eval = True  # a sample's attention does not depend on the others of its batch
-    takes_softmax = True  # `softmax`, as an argument: what traces a model may have an operator of its own
+    takes_steps = True  # `norm_relu` and `softmax`, as arguments: what traces a model has operators of its own for them
     uniform_share = 0.0
     temperature = 1.0
 
@@ -86,10 +92,10 @@ class AttentionGeneratorL(AttentionGenerator):
         self.norm = _generator_norm(norm, hidden)
         self.excite = nn.Linear(hidden, positions * channels, bias=logit_bias)
 
-    def forward(self, q: Tensor, softmax: Softmax = over_positions) -> Tensor:
+    def forward(self, q: Tensor, norm_relu: NormReLU = norm_relu, softmax: Softmax = over_positions) -> Tensor:
         u = self.squeeze(q.flatten(1))
         _check_values_per_channel(self.norm, u, "AG-L")
-        return self._attention(self.excite(F.relu(self.norm(u))).view_as(q), softmax)
+        return self._attention(self.excite(norm_relu(self.norm, u)).view_as(q), softmax)
 
 
 class AttentionGeneratorH(AttentionGenerator):
@@ -109,10 +115,10 @@ class AttentionGeneratorH(AttentionGenerator):
         self.norm = _generator_norm(norm, hidden)
         self.excite = nn.Linear(positions * hidden, positions * channels, bias=logit_bias)
 
-    def forward(self, q: Tensor, softmax: Softmax = over_positions) -> Tensor:
+    def forward(self, q: Tensor, norm_relu: NormReLU = norm_relu, softmax: Softmax = over_positions) -> Tensor:
         v = self.squeeze(q).flatten(0, 1)
         _check_values_per_channel(self.norm, v, "AG-H")
-        v = F.relu(self.norm(v)).unflatten(0, q.shape[:2])
+        v = norm_relu(self.norm, v).unflatten(0, q.shape[:2])
         return self._attention(self.excite(v.flatten(1)).view_as(q), softmax)
 
 

@@ -137,30 +137,26 @@ class KAConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):
             return as_leaf(self, x)
-        self._check_input(x)
-        return ops.kaconv2d(
-            x,
-            self.weight,
-            self.norm,
-            self.act,
-            self.attention_generator,
-            self.geometry,
-            self.backend,
-        )
+        geometry = self.geometry
+        self._check_input(x, geometry)
+        return ops.kaconv2d(x, self.weight, self.norm, self.act, self.attention_generator, geometry, self.backend)
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor, geometry: Geometry) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"KAConv2d expects an input (N, {self.in_channels}, height, width); got {tuple(x.shape)}")
         if x.dtype != self.weight.dtype and x.dtype not in (allowed := self._allowed_dtypes(x.device.type)):
             raise TypeError(f"KAConv2d expects an input of dtype {' or '.join(map(str, allowed))}; got {x.dtype}")
-        for axis in (0, 1):
-            padded = x.shape[2 + axis] + 2 * self.padding[axis]
-            extent = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            if padded < extent:
-                raise ValueError(
-                    f"the input's {('height', 'width')[axis]}, {padded} with padding, is smaller than the kernel's "
-                    f"extent, {extent}"
-                )
+        height, width = geometry.output_size(*x.shape[2:])
+        if height < 1 or width < 1:
+            raise ValueError(self._too_small(x, axis=0 if height < 1 else 1))
+
+    def _too_small(self, x: Tensor, axis: int) -> str:
+        padded = x.shape[2 + axis] + 2 * self.padding[axis]
+        extent = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        return (
+            f"the input's {('height', 'width')[axis]}, {padded} with padding, is smaller than the kernel's extent, "
+            f"{extent}"
+        )
 
     def _allowed_dtypes(self, device: str) -> tuple[torch.dtype, ...]:
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

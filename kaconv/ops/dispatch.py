@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kaconv.ops import eager, fused, operators, reference
 from kaconv.ops.constant import assume_constant_result
+from kaconv.ops.fused import has_hooks
 from kaconv.ops.geometry import Geometry
 from kaconv.ops.sync_batch_norm import SYNCHRONISED, has_other_processes
 
@@ -73,7 +74,7 @@ def kaconv2d(
     ONNX. What else PyTorch traces or transforms (torch.func, dispatch modes such as the FLOP counter) is never fused.
     """
     backend = _forced.get() or backend
-    if backend == "reference" or _is_hooked(norm) or _is_hooked(act):
+    if backend == "reference" or _has_any_global_hook() or has_hooks(norm) or has_hooks(act):
         return reference.kaconv2d(x, weight, norm, act, attention_generator, geometry)
     compiling = torch.compiler.is_compiling()
     if backend == "eager" or _is_transformed() or (torch.onnx.is_in_onnx_export() if compiling else is_traced(x)):
@@ -127,13 +128,6 @@ def _as_batch_norm(frozen: "FrozenBatchNorm2d") -> nn.BatchNorm2d:
     norm.weight, norm.bias = (nn.Parameter(value, requires_grad=False) for value in (frozen.weight, frozen.bias))
     norm.running_mean, norm.running_var = frozen.running_mean, frozen.running_var
     return norm
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    if _has_any_global_hook():
-        return True
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, name) for part in module.modules() for name in hooks)
 
 
 def _is_transformed() -> bool:

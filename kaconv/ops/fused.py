@@ -171,6 +171,14 @@ def cap_of(act: nn.ReLU | nn.ReLU6) -> float:
     return math.inf if isinstance(act, nn.ReLU) else 6.0
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """True if hooks want a module, or one inside it, to be called."""
+    # Written out, as torch.compile takes long over loops.
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    return bool(module._modules) and any(has_hooks(child) for child in module.children())
+
+
 def is_trained(x: Tensor, weight: Tensor, norm: nn.Module, attention_generator: nn.Module) -> bool:
     """True if anything in a layer's call may want a gradient."""
     if not torch.is_grad_enabled():

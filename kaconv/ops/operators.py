@@ -3,11 +3,11 @@
 Each operator is a pass of `kaconv.ops.fused.Taps` and has a fake kernel, which tells its outputs' shapes. In training
 there are `batch_coefficients`, then `pool_maps` and `aggregate`, whose derivatives are the operators `pool_backward`
 and `aggregate_backward`; between the two stands the attention generator, traced as the module that it is, but for its
-softmax. At inference there are `fixed_coefficients`, `folded`, `pooled` and `weighted_sum`. What is scaled and summed
-around a pass belongs to an operator, small as it is: each piece left to torch.compile is one more kernel to compile,
-for each size of layer. The geometry travels as `Geometry.numbers()`, what the passes hand on to each other as the
-tensor z that `prepared` gives: the maps; or, with few channels, the input as the passes read it, so that it is brought
-into their memory format and dtype once; or nothing (`Taps.maps_shape`).
+batch norm with ReLU and its softmax. At inference there are `fixed_coefficients`, `folded`, `pooled` and
+`weighted_sum`. What is scaled and summed around a pass belongs to an operator, small as it is: each piece left to
+torch.compile is one more kernel to compile, for each size of layer. The geometry travels as `Geometry.numbers()`, what
+the passes hand on to each other as the tensor z that `prepared` gives: the maps; or, with few channels, the input as
+the passes read it, so that it is brought into their memory format and dtype once; or nothing (`Taps.maps_shape`).
 
 A program that holds these operators runs where `kaconv` has been imported. An operator whose derivative or outputs
 change needs a new name: torch.compile keeps what it has compiled on disk, and knows it by the names of what it holds.
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,6 +30,7 @@ from kaconv.ops.fused import (
     cap_of,
     coefficients,
     fixed_statistics,
+    has_hooks,
     is_trained,
     output_shape,
     pixels_of,
@@ -73,9 +75,9 @@ def kaconv2d(
 
 
 def generated(attention_generator: nn.Module, q: Tensor) -> Tensor:
-    """The attention, by a generator that is traced, with its softmax as an operator."""
-    if getattr(attention_generator, "takes_softmax", False):
-        return attention_generator(q, softmax=softmax)
+    """The attention, by a generator that is traced, with its norm, ReLU and softmax as operators."""
+    if getattr(attention_generator, "takes_steps", False):
+        return attention_generator(q, norm_relu=norm_relu, softmax=softmax)
     return attention_generator(q)
 
 
@@ -450,7 +452,84 @@ def _aggregate_gradients(ctx: Any, dout: Tensor | None) -> tuple[Any, ...]:
 aggregate.register_autograd(_aggregate_gradients, setup_context=_aggregate_saves)
 
 
-# The softmax of the attention generators ----------------------------------------------------------------------------
+# The batch norm, with ReLU, and the softmax of the attention generators ---------------------------------------------
+
+
+def norm_relu(norm: nn.Module, hidden: Tensor) -> Tensor:
+    """As `kaconv.layers.attention_generators.norm_relu`; as operators where it is a batch norm that nothing watches."""
+    if type(norm) is not nn.BatchNorm1d or norm.weight is None or has_hooks(norm):
+        return F.relu(norm(hidden))
+    gamma, beta = (value.to(real_dtype(hidden)) for value in (norm.weight, norm.bias))
+    if fixed := fixed_statistics(norm):
+        r, t = fixed_coefficients(*fixed, norm.eps, gamma.detach())
+    else:
+        moved = moving_statistics(norm) or (None, None, None)
+        r, t = hidden_coefficients(hidden.detach(), *moved, norm.momentum, norm.eps)
+    return normed_relu(hidden, gamma, beta, r, t, fixed is None)
+
+
+@_operator("hidden_coefficients", mutates_args=("running_mean", "running_var", "num_batches_tracked"))
+def hidden_coefficients(
+    hidden: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """r and t, (d,), from hidden vectors, (vectors, d); running statistics move as in `batch_coefficients`."""
+    var, mean = torch.var_mean(hidden.to(real_dtype(hidden)), dim=0, correction=0)
+    if running_mean is not None and running_var is not None and num_batches_tracked is not None:
+        move_statistics((running_mean, running_var, num_batches_tracked), momentum, mean, unbiased(var, len(hidden)))
+    return coefficients(mean, var, eps)
+
+
+@hidden_coefficients.register_fake
+def _(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    r = hidden.new_empty(hidden.shape[1], dtype=real_dtype(hidden))
+    return r, torch.empty_like(r)
+
+
+@_operator("normed_relu")
+def normed_relu(hidden: Tensor, gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor, of_batch: bool) -> Tensor:
+    """Hidden vectors, (vectors, d), after batch norm and ReLU. of_batch: whether r and t are from these vectors."""
+    return F.relu(gamma * (r * hidden + t) + beta).to(hidden.dtype)
+
+
+@normed_relu.register_fake
+def _(hidden: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format)
+
+
+@_operator("normed_relu_backward")
+def normed_relu_backward(
+    hidden: Tensor, gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor, of_batch: bool, dout: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, gamma and beta."""
+    xhat = r * hidden + t
+    dpre = torch.where(gamma * xhat + beta <= 0, 0, dout.to(xhat.dtype))
+    dgamma, dbeta = (dpre * xhat).sum(dim=0), dpre.sum(dim=0)
+    if of_batch:  # through the statistics, too
+        dpre = dpre - (dbeta + xhat * dgamma) / len(hidden)
+    return (gamma * r * dpre).to(hidden.dtype), dgamma, dbeta
+
+
+@normed_relu_backward.register_fake
+def _(hidden: Tensor, gamma: Tensor, beta: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dhidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    return dhidden, torch.empty_like(gamma), torch.empty_like(beta)
+
+
+def _normed_relu_saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.of_batch = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _normed_relu_gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    return *normed_relu_backward(*ctx.saved_tensors, ctx.of_batch, dout), None, None, None
+
+
+normed_relu.register_autograd(_normed_relu_gradients, setup_context=_normed_relu_saves)
 
 
 @_operator("softmax")
