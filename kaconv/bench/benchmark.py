@@ -473,7 +473,8 @@ def format_benchmark(result: dict[str, Any]) -> str:
         "  Of a compiled or optimized KAConv model, to the plain model in the same form.",
         "compile: how long a compiled model's first step takes, which compiles it.",
         "× floor: times the least that the convolutions need to move or compute, at the rates measured in this run:",
-        f"  {peaks['flops'] / 1e9:,.0f} GFLOP/s in a matrix product, {peaks['bandwidth'] / 1e9:,.1f} GB/s in a copy.",
+        f"  {peaks['flops'] / 1e9:,.0f} GFLOP/s in a matrix product or convolution, "
+        f"{peaks['bandwidth'] / 1e9:,.1f} GB/s in a copy.",
         "MiB: the most memory that a step takes beyond weights, optimizer state and batch (gradients count).",
         "extra: MiB beyond the plain model's.",
     ]

@@ -4,7 +4,7 @@ They compute in float32, or float64 for float64; half-precision inputs and outpu
 
 With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
 again, made by a matrix product. With few (grouped and depthwise), each pass makes the maps of one group of one sample
-in the processor's cache.
+in the processor's cache. The passes read planes; those that infer read channels_last, too, if the kernel is depthwise.
 """
 
 import ctypes
@@ -41,6 +41,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64 * 2) for name in ("kernel", "stride", "padding", "dilation")),
         ("chunks", ctypes.c_int64),
         ("threads", ctypes.c_int64),
+        ("channels_last", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("x", "weight", "weight_of_groups", "weight_transposed", "z")),
     ]
 
@@ -57,6 +58,11 @@ def supported(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
 def _stores_maps(weight: Tensor, geometry: Geometry) -> bool:
     many = _MANY_CHANNELS if geometry.groups == 1 else _MANY_OF_A_GROUP
     return min(weight.shape[1], weight.shape[0] // geometry.groups) >= many
+
+
+def is_depthwise(weight: Tensor, geometry: Geometry) -> bool:
+    """Whether each output channel reads an input channel of its own."""
+    return weight.shape[1] == 1 and weight.shape[0] == geometry.groups
 
 
 def packed(weight: Tensor, geometry: Geometry) -> Tensor:
@@ -94,7 +100,7 @@ class CPUTaps:
         self._in_group, self._out_group = weight.shape[1], weight.shape[0] // geometry.groups
         self._size = geometry.output_size(*x.shape[2:])
         self._aligned = geometry.stride == (1, 1) and self._size == tuple(x.shape[2:])
-        self._depthwise = self._in_group == self._out_group == 1
+        self._depthwise = is_depthwise(weight, geometry)
         self._stores_maps = _stores_maps(weight, geometry)
         self._z = z
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
@@ -110,6 +116,10 @@ class CPUTaps:
     def _side_by_side(self) -> Tensor:
         """The kernel as the passes of few channels take it: (Cin/G, K, C)."""
         return self._weight.flatten(-2).permute(1, 2, 0).contiguous()
+
+    @property
+    def _infers_in_channels_last(self) -> bool:
+        return self._depthwise and self._z is None and self._format is torch.channels_last and not self._stores_maps
 
     @cached_property
     def _x(self) -> Tensor:
@@ -157,8 +167,10 @@ class CPUTaps:
 
     def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
         """See `kaconv.ops.fused.Taps.aggregate`."""
-        out = self._new(len(self._input), self._out_channels, *self._size)
-        self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, out)
+        shape = (len(self._input), self._out_channels, *self._size)
+        memory_format = torch.channels_last if self._infers_in_channels_last else torch.contiguous_format
+        out = torch.empty(shape, dtype=self._real_dtype, memory_format=memory_format)
+        self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, _as_stored(out))
         return out.to(self._input.dtype).contiguous(memory_format=self._format)
 
     def reduce(
@@ -267,8 +279,9 @@ class CPUTaps:
         return scale.contiguous()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        sources = self._sources(name)
-        problem = self._problem(**sources)
+        channels_last = name in ("pooled", "aggregate") and self._infers_in_channels_last
+        sources = {"x": self._input.to(self._real_dtype)} if channels_last else self._sources(name)
+        problem = self._problem(channels_last, **sources)
         real = ctypes.c_double if self._real_dtype == torch.float64 else ctypes.c_float
         arguments = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
         values = [real(_reachable(a)) if isinstance(a, float) else _pointer(a) for a in arguments]
@@ -283,13 +296,14 @@ class CPUTaps:
             return {"x": self._x, "weight_of_groups": self._packed, "weight_transposed": transposed}
         return {"x": self._x, "weight": self._side_by_side}
 
-    def _problem(self, **tensors: Tensor) -> _Problem:
+    def _problem(self, channels_last: bool, **tensors: Tensor) -> _Problem:
         g = self._geometry
         return _Problem(
             len(self._input), self._groups, self._in_group, self._out_group, *self._input.shape[2:], *self._size,
             *((ctypes.c_int64 * 2)(*pair) for pair in (g.kernel, g.stride, g.padding, g.dilation)),
             self._chunks,
             torch.get_num_threads(),
+            channels_last,
             **{name: _pointer(tensor) for name, tensor in tensors.items()},
         )  # fmt: skip
 
@@ -333,6 +347,11 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
 def _reachable(cap: float) -> float:
     """A cap of NaN in place of none: infinite values would reach an infinite cap, and so not be active."""
     return math.nan if math.isinf(cap) else cap
+
+
+def _as_stored(maps: Tensor) -> Tensor:
+    """A contiguous view of (N, C, H, W), in either memory format."""
+    return maps if maps.is_contiguous() else maps.permute(0, 2, 3, 1)
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

@@ -17,6 +17,7 @@ struct Problem {
     int64_t kernel[2], stride[2], padding[2], dilation[2];
     int64_t chunks;      // parts of the batch whose sums of dweight are kept apart
     int64_t threads;
+    int64_t channels_last;  // whether x and the output are: only with depthwise maps, for what infers
     const void* x;       // (N, G·in_group, height_in, width_in)
     const void* weight;  // (in_group, K, G·out_group), for all but gradients; depthwise, the caller scales by it
     const void* weight_of_groups;   // (G, K, out_group, in_group), for gradients
@@ -583,6 +584,131 @@ void with_maps(const Problem& p, F f) {
     else f(Kind<Grouped<T>>());
 }
 
+// ---- depthwise, in channels_last ------------------------------------------------------------------------------------
+//
+// A vector holds neighbouring channels of one pixel, so that the coefficients are vectors, too.
+
+// As many channels of a sample as a vector has lanes, with zeros around them.
+template <typename T>
+class ChannelBlock {
+  public:
+    static constexpr int64_t lanes = Vector<T>::lanes;
+    explicit ChannelBlock(const Problem& p)
+        : p_(p), rows_((p.height - 1) * p.stride[0] + (p.kernel[0] - 1) * p.dilation[0] + 1),
+          columns_((p.width - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1),
+          pixels_(rows_ * columns_ * lanes) {
+        for (int64_t k = 0; k < p.positions(); ++k)
+            offsets_.push_back(lanes * (k / p.kernel[1] * p.dilation[0] * columns_ + k % p.kernel[1] * p.dilation[1]));
+    }
+    void load(int64_t n, int64_t first) {
+        first_ = first;
+        count_ = std::min(lanes, p_.channels() - first);
+        const T* x = static_cast<const T*>(p_.x) + n * p_.height_in * p_.width_in * p_.channels() + first;
+        const int64_t bottom = std::min(rows_ - p_.padding[0], p_.height_in);
+        const int64_t right = std::min(columns_ - p_.padding[1], p_.width_in);
+        for (int64_t row = 0; row < bottom; ++row) {
+            T* to = pixels_.data() + ((row + p_.padding[0]) * columns_ + p_.padding[1]) * lanes;
+            const T* from = x + row * p_.width_in * p_.channels();
+            for (int64_t column = 0; column < right; ++column, from += p_.channels(), to += lanes) {
+                __builtin_prefetch(from + kAhead * p_.channels());  // the processor by itself would not ask for it in time
+                copy<lanes>(from, count_, to);
+            }
+        }
+    }
+    // What position k reads for the pixel (i, j) of the output; for the next pixel of the row it is `step` further.
+    const T* seen(int64_t k, int64_t i, int64_t j) const {
+        return pixels_.data() + (i * p_.stride[0] * columns_ + j * p_.stride[1]) * lanes + offsets_[k];
+    }
+    int64_t step() const { return p_.stride[1] * lanes; }
+    // The block's share of (K, C), as (K, lanes).
+    void take(const T* from, std::vector<T>& to) const {
+        to.resize(p_.positions() * lanes);
+        for (int64_t k = 0; k < p_.positions(); ++k)
+            copy<lanes>(from + k * p_.channels() + first_, count_, to.data() + k * lanes);
+    }
+    // The block's values among those of all channels.
+    void put(const Vec<T>& values, T* to) const { copy<lanes>(reinterpret_cast<const T*>(&values), count_, to + first_); }
+
+  private:
+    static constexpr int64_t kAhead = 32;  // pixels
+    const Problem& p_;
+    int64_t rows_, columns_, first_ = 0, count_ = 0;
+    std::vector<T> pixels_;
+    std::vector<int64_t> offsets_;
+};
+
+template <typename T, typename F>
+void for_each_block(const Problem& p, F f) {
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+    {
+        ChannelBlock<T> block(p);
+        const int64_t blocks = (p.channels() + block.lanes - 1) / block.lanes;
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < p.samples * blocks; ++item) {
+            block.load(item / blocks, item % blocks * block.lanes);
+            f(block, item / blocks);
+        }
+    }
+}
+
+// Calls f(pixels, i, j) for so many pixels of the output at a time, from (i, j) on in a row; `pixels` is a constant.
+template <typename F>
+void for_each_pixel(const Problem& p, F f) {
+    for (int64_t i = 0; i < p.height; ++i) {
+        int64_t j = 0;
+        for (; j + 4 <= p.width; j += 4) f(std::integral_constant<int, 4>(), i, j);
+        for (; j < p.width; ++j) f(std::integral_constant<int, 1>(), i, j);
+    }
+}
+
+template <typename T>
+void pooled_in_channels_last(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
+    for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
+        constexpr int64_t lanes = Vector<T>::lanes;
+        std::vector<T> scales, shifts, sums(p.positions() * lanes);
+        block.take(scale, scales);
+        block.take(shift, shifts);
+        with_range(cap, [&](auto range) {
+            for_each_pixel(p, [&](auto pixels, int64_t i, int64_t j) {
+                for (int64_t k = 0; k < p.positions(); ++k) {
+                    const T* x = block.seen(k, i, j);
+                    Vec<T> sum{};
+                    for (int u = 0; u < pixels; ++u)
+                        sum += range.clamp(at(&scales[k * lanes]) * at(x + u * block.step()) + at(&shifts[k * lanes]));
+                    at(&sums[k * lanes]) += sum;
+                }
+            });
+        });
+        for (int64_t k = 0; k < p.positions(); ++k)
+            block.put(at(&sums[k * lanes]) / T(p.pixels()), q + (n * p.positions() + k) * p.channels());
+    });
+}
+
+template <typename T>
+void aggregate_in_channels_last(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
+    for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
+        constexpr int64_t lanes = Vector<T>::lanes;
+        std::vector<T> scales, shifts, weights;
+        block.take(scale, scales);
+        block.take(shift, shifts);
+        block.take(attention + n * p.positions() * p.channels(), weights);
+        with_range(cap, [&](auto range) {
+            for_each_pixel(p, [&](auto pixels, int64_t i, int64_t j) {
+                Vec<T> sums[pixels] = {};
+                for (int64_t k = 0; k < p.positions(); ++k) {
+                    const T* x = block.seen(k, i, j);
+                    for (int u = 0; u < pixels; ++u) {
+                        const Vec<T> y = at(&scales[k * lanes]) * at(x + u * block.step()) + at(&shifts[k * lanes]);
+                        sums[u] += at(&weights[k * lanes]) * range.clamp(y);
+                    }
+                }
+                T* to = out + ((n * p.height + i) * p.width + j) * p.channels();
+                for (int u = 0; u < pixels; ++u) block.put(sums[u], to + u * p.channels());
+            });
+        });
+    });
+}
+
 template <typename T>
 void moments(const Problem& p, double* sums, double* squares) {
     with_maps<T>(p, [&](auto kind) { moments<T, typename decltype(kind)::Maps>(p, sums, squares); });
@@ -590,6 +716,7 @@ void moments(const Problem& p, double* sums, double* squares) {
 
 template <typename T>
 void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
+    if (p.channels_last) return pooled_in_channels_last<T>(p, scale, shift, cap, q);
     with_maps<T>(p, [&](auto kind) { pooled<T, typename decltype(kind)::Maps>(p, scale, shift, cap, q); });
 }
 
@@ -609,6 +736,7 @@ void reduce(const Problem& p, const Coefficients<T>& norms, const T* dout, T* d_
 
 template <typename T>
 void aggregate(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
+    if (p.channels_last) return aggregate_in_channels_last<T>(p, scale, shift, attention, cap, out);
     with_maps<T>(p, [&](auto kind) {
         aggregate<T, typename decltype(kind)::Maps>(p, scale, shift, attention, cap, out);
     });

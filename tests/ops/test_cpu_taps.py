@@ -1,11 +1,15 @@
-"""What the CPU passes are made of: matrix products, and sums that hold under a large mean."""
+"""What the CPU passes are made of: matrix products, sums that hold under a large mean, blocks of channels."""
+
+import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
+from kaconv import KAConv2d, use_backend
 from kaconv.ops import native
-from kaconv.ops.cpu_taps import CPUTaps, _multiply
+from kaconv.ops.cpu_taps import CPUTaps, _multiply, packed
 from kaconv.ops.geometry import Geometry
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler for the fused backend")
@@ -59,3 +63,42 @@ def test_moments_lose_no_digits(channels, kind):
         z = functional.conv2d(seen, one, groups=groups)
         torch.testing.assert_close(mean[k].double(), z.mean((0, 2, 3)), rtol=1e-6, atol=0)
         torch.testing.assert_close(variance[k].double(), z.var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
+
+
+GEOMETRIES = {
+    "aligned": {"kernel_size": 3},
+    "strided": {"kernel_size": 3, "stride": 2},
+    "dilated": {"kernel_size": 5, "dilation": 2},
+    "unpadded": {"kernel_size": 3, "stride": (1, 2), "padding": 0},
+    "uneven": {"kernel_size": (3, 2), "stride": 3, "padding": (4, 1), "dilation": (2, 1)},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+@pytest.mark.parametrize("channels", [3, 16, 40])  # less than a vector, whole vectors, and some over
+@pytest.mark.parametrize("options", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+def test_depthwise_inference_in_channels_last(options, channels, act, dtype, threads):
+    torch.manual_seed(0)
+    layer = KAConv2d(channels, channels, groups=channels, act_layer=act, **options).to(dtype)
+    x = torch.randn(3, channels, 13, 11, dtype=dtype)
+    layer(x)
+    layer.eval()
+    with torch.no_grad():
+        with use_backend("reference"):
+            expected = copy.deepcopy(layer).double()(x.double())
+        for number in (1, 3):
+            threads(number)
+            y = layer(x.contiguous(memory_format=torch.channels_last))
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(y, expected.to(dtype), atol=2e-5 if dtype == torch.float32 else 1e-11, rtol=0)
+
+
+def test_weights_that_are_packed_are_the_same_weights():
+    for out_channels, in_group, groups in ((40, 36, 1), (8, 4, 2), (8, 1, 8)):
+        weight = torch.randn(out_channels, in_group, 3, 3)
+        found = packed(weight, Geometry((3, 3), groups=groups))
+        assert torch.equal(found, weight)
+        taps = CPUTaps(torch.randn(2, in_group * groups, 5, 5), found, Geometry((3, 3), groups=groups))
+        read = taps._packed if taps._stores_maps else taps._side_by_side
+        assert read.data_ptr() == found.data_ptr(), "they were copied"
