@@ -87,7 +87,7 @@ class InferenceKAConv2d(nn.Module):
     def _by_operators(self, x: Tensor) -> Tensor:
         """What can be traced and exported, and refuses a gradient; it costs a call more for each pass."""
         cap, numbers = self.cap if math.isfinite(self.cap) else None, self.geometry.numbers()
-        z = operators.prepared_to_infer(x, self.weight, self.geometry)
+        z = operators.prepared(x, self.weight, numbers)
         q = operators.pooled(x, self.weight, z, self.scale, self.shift, cap, numbers)
         attention = operators.generated(self.attention_generator, q)
         return operators.weighted_sum(x, self.weight, z, self.scale, self.shift, attention, cap, numbers)

@@ -4,7 +4,7 @@ They compute in float32, or float64 for float64; half-precision inputs and outpu
 
 With many channels in a group the K·C maps of all samples of a chunk are in a scratch buffer that is used again and
 again, made by a matrix product. With few (grouped and depthwise), each pass makes the maps of one group of one sample
-in the processor's cache. The passes read planes; those that infer read channels_last, too, if the kernel is depthwise.
+in the processor's cache. The passes read planes; of depthwise kernels, channels_last as well.
 """
 
 import ctypes
@@ -101,6 +101,8 @@ class CPUTaps:
         self._size = geometry.output_size(*x.shape[2:])
         self._aligned = geometry.stride == (1, 1) and self._size == tuple(x.shape[2:])
         self._depthwise = is_depthwise(weight, geometry)
+        self._channels_last = self._depthwise and last
+        self._passes_format = torch.channels_last if self._channels_last else torch.contiguous_format
         self._stores_maps = _stores_maps(weight, geometry)
         self._z = z
         # Parts of the batch whose sums of dweight are apart: enough to run side by side, whatever the threads are.
@@ -117,10 +119,6 @@ class CPUTaps:
         """The kernel as the passes of few channels take it: (Cin/G, K, C)."""
         return self._weight.flatten(-2).permute(1, 2, 0).contiguous()
 
-    @property
-    def _infers_in_channels_last(self) -> bool:
-        return self._depthwise and self._z is None and self._format is torch.channels_last and not self._stores_maps
-
     @cached_property
     def _x(self) -> Tensor:
         """The input as the passes of few channels read it."""
@@ -129,12 +127,15 @@ class CPUTaps:
     @staticmethod
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
         """Samples to take at a time at inference, so that what both passes read stays in the cache."""
-        sample = math.prod(CPUTaps.maps_shape(x[:1], weight, geometry)) * real_dtype(x).itemsize
+        shape = CPUTaps.maps_shape(x[:1], weight, geometry) if _stores_maps(weight, geometry) else x.shape[1:]
+        sample = math.prod(shape) * real_dtype(x).itemsize
         return max(1, _AT_ONCE_BYTES // max(1, sample))
 
     @staticmethod
     def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
-        """(G, K, C/G, N·pixels) with many channels in a group; else that of the input, which each pass reads."""
+        """(G, K, C/G, N·pixels) with many channels in a group; else the input's, which each pass reads; or nothing."""
+        if is_depthwise(weight, geometry):  # every pass reads the input as it is
+            return (0,)
         if not _stores_maps(weight, geometry):
             return tuple(x.shape)
         height, width = geometry.output_size(*x.shape[2:])
@@ -168,9 +169,8 @@ class CPUTaps:
     def aggregate(self, scale: Tensor, shift: Tensor, attention: Tensor, cap: float) -> Tensor:
         """See `kaconv.ops.fused.Taps.aggregate`."""
         shape = (len(self._input), self._out_channels, *self._size)
-        memory_format = torch.channels_last if self._infers_in_channels_last else torch.contiguous_format
-        out = torch.empty(shape, dtype=self._real_dtype, memory_format=memory_format)
-        self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, _as_stored(out))
+        out = torch.empty(shape, dtype=self._real_dtype, memory_format=self._passes_format)
+        self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, out)
         return out.to(self._input.dtype).contiguous(memory_format=self._format)
 
     def reduce(
@@ -202,9 +202,12 @@ class CPUTaps:
             self._call("gradients", *norm, *slopes, None, None)
             dx, dpacked = self._map_gradients()
         else:
-            dx, dpacked = torch.empty_like(self._x), self._packed.new_empty(self._chunks, *self._packed.shape)
+            dx, parts = torch.empty_like(self._x), len(self._input) if self._channels_last else self._chunks
+            dpacked = self._new(parts, *self._packed.shape)
             self._call("gradients", *norm, *slopes, dx, dpacked)
             dpacked = dpacked.sum(dim=0)
+            if self._channels_last:  # (K, C), in memory
+                dpacked = dpacked.view(-1, self._groups).t().reshape(self._packed.shape)
         dweight = dpacked.permute(0, 2, 3, 1).reshape(self._weight.shape)
         dtype = self._input.dtype
         return dx.to(dtype).contiguous(memory_format=self._format), dweight.to(dtype)
@@ -270,7 +273,7 @@ class CPUTaps:
         return self._weight.new_empty(shape, dtype=dtype)
 
     def _real(self, maps: Tensor) -> Tensor:
-        return maps.contiguous().to(self._real_dtype)
+        return maps.contiguous(memory_format=self._passes_format).to(self._real_dtype)
 
     def _times_weight(self, scale: Tensor) -> Tensor:
         """With depthwise maps the planes are the input's, so that their scale holds the weight."""
@@ -279,11 +282,11 @@ class CPUTaps:
         return scale.contiguous()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        channels_last = name in ("pooled", "aggregate") and self._infers_in_channels_last
-        sources = {"x": self._input.to(self._real_dtype)} if channels_last else self._sources(name)
-        problem = self._problem(channels_last, **sources)
+        sources = self._sources(name)
+        problem = self._problem(**sources)
         real = ctypes.c_double if self._real_dtype == torch.float64 else ctypes.c_float
-        arguments = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in arguments)
+        # What has pixels is in the format of the passes already.
+        arguments = tuple(a.contiguous() if isinstance(a, Tensor) and a.ndim < 4 else a for a in arguments)
         values = [real(_reachable(a)) if isinstance(a, float) else _pointer(a) for a in arguments]
         _function(name, self._real_dtype)(ctypes.byref(problem), *values)
 
@@ -291,19 +294,19 @@ class CPUTaps:
         """What a pass makes the maps from, as fields of the problem."""
         if self._stores_maps:
             return {"z": self.maps()}
-        if name == "gradients":
+        if name == "gradients" and not self._channels_last:
             transposed = self._packed.permute(0, 3, 1, 2).contiguous()
             return {"x": self._x, "weight_of_groups": self._packed, "weight_transposed": transposed}
         return {"x": self._x, "weight": self._side_by_side}
 
-    def _problem(self, channels_last: bool, **tensors: Tensor) -> _Problem:
+    def _problem(self, **tensors: Tensor) -> _Problem:
         g = self._geometry
         return _Problem(
             len(self._input), self._groups, self._in_group, self._out_group, *self._input.shape[2:], *self._size,
             *((ctypes.c_int64 * 2)(*pair) for pair in (g.kernel, g.stride, g.padding, g.dilation)),
             self._chunks,
             torch.get_num_threads(),
-            channels_last,
+            self._channels_last,
             **{name: _pointer(tensor) for name, tensor in tensors.items()},
         )  # fmt: skip
 
@@ -347,11 +350,6 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
 def _reachable(cap: float) -> float:
     """A cap of NaN in place of none: infinite values would reach an infinite cap, and so not be active."""
     return math.nan if math.isinf(cap) else cap
-
-
-def _as_stored(maps: Tensor) -> Tensor:
-    """A contiguous view of (N, C, H, W), in either memory format."""
-    return maps if maps.is_contiguous() else maps.permute(0, 2, 3, 1)
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

@@ -56,8 +56,7 @@ def kaconv2d(
     gamma, beta = affine(norm, x, geometry)
     numbers, cap = geometry.numbers(), finite_cap(act)
     constants = (x.detach(), weight.detach())
-    trained = is_trained(x, weight, norm, attention_generator)
-    z = prepared(*constants, numbers) if trained else prepared_to_infer(*constants, geometry)
+    z = prepared(*constants, numbers)
     values = 0
     if fixed := fixed_statistics(norm):
         r, t = fixed_coefficients(*fixed, norm.eps, gamma.detach())
@@ -65,7 +64,7 @@ def kaconv2d(
         moved = moving_statistics(norm) or (None, None, None)
         r, t = batch_coefficients(*constants, z, *moved, norm.momentum, norm.eps, numbers)
         values = x.shape[0] * pixels_of(x, geometry)
-    if trained:
+    if is_trained(x, weight, norm, attention_generator):
         q, _, _, *links = pool_maps(x, weight, z, gamma, beta, r, t, cap, numbers, values)
         attention = generated(attention_generator, q.to(x.dtype)).to(gamma.dtype)
         return aggregate(attention, links, *constants, z, gamma.detach(), beta.detach(), r, t, cap, numbers)
@@ -138,13 +137,6 @@ def _operator(name: str, mutates_args: Sequence[str] = ()) -> Callable[[Callable
     """
     flexible = torch.Tag.flexible_layout
     return torch.library.custom_op(f"kaconv::{name}", mutates_args=mutates_args, tags=(flexible,))
-
-
-def prepared_to_infer(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """As `prepared`, but nothing where the passes that infer take the input in any memory format."""
-    if cpu_taps.is_depthwise(weight, geometry):
-        return x.new_empty(0, dtype=real_dtype(x))
-    return prepared(x, weight, geometry.numbers())
 
 
 # Passes without a derivative of their own ------------------------------------------------------------------------

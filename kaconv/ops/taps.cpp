@@ -17,7 +17,7 @@ struct Problem {
     int64_t kernel[2], stride[2], padding[2], dilation[2];
     int64_t chunks;      // parts of the batch whose sums of dweight are kept apart
     int64_t threads;
-    int64_t channels_last;  // whether x and the output are: only with depthwise maps, for what infers
+    int64_t channels_last;  // whether x, the output and their gradients are: only with depthwise maps
     const void* x;       // (N, G·in_group, height_in, width_in)
     const void* weight;  // (in_group, K, G·out_group), for all but gradients; depthwise, the caller scales by it
     const void* weight_of_groups;   // (G, K, out_group, in_group), for gradients
@@ -66,8 +66,14 @@ struct Activity {  // of a vector of a map
 };
 
 template <typename T>
-struct Norm {  // xhat = r z + t, pre = gamma xhat + beta
-    T r, t, gamma, beta, cap;  // a cap of NaN, which nothing reaches, stands for none
+struct OneChannel {
+    typedef T type;
+};
+
+template <typename T, typename Of = OneChannel<T>>
+struct Norm {  // xhat = r z + t, pre = gamma xhat + beta; Of: OneChannel, or a Vector of channels
+    typename Of::type r, t, gamma, beta;
+    T cap;  // NaN, which nothing reaches, stands for none
 
     Activity<T> operator()(Vec<T> z) const {
         const Vec<T> xhat = r * z + t, pre = gamma * xhat + beta;
@@ -76,10 +82,10 @@ struct Norm {  // xhat = r z + t, pre = gamma xhat + beta
     }
 };
 
-template <typename T>
+template <typename T, typename Of = OneChannel<T>>
 struct Slope {  // dz = [active] (alpha dout + bias) - delta - epsilon xhat
-    Norm<T> norm;
-    T alpha, bias, delta, epsilon;
+    Norm<T, Of> norm;
+    typename Of::type alpha, bias, delta, epsilon;
 
     Vec<T> operator()(Vec<T> z, Vec<T> dout) const {
         const Activity<T> of = norm(z);
@@ -628,12 +634,37 @@ class ChannelBlock {
     }
     // The block's values among those of all channels.
     void put(const Vec<T>& values, T* to) const { copy<lanes>(reinterpret_cast<const T*>(&values), count_, to + first_); }
+    template <int PIXELS>
+    void get(const T* from, Vec<T> (&values)[PIXELS]) const {  // of neighbouring pixels
+        for (int u = 0; u < PIXELS; ++u, from += p_.channels()) {
+            values[u] = Vec<T>{};
+            copy<lanes>(from + first_, count_, reinterpret_cast<T*>(&values[u]));
+        }
+    }
+    // Calls f(lane, channel) for the channels of the block.
+    template <typename F>
+    void for_each(F f) const {
+        for (int64_t lane = 0; lane < count_; ++lane) f(lane, first_ + lane);
+    }
+    // The gradient of what is seen, in the same places.
+    void clear_gradient() { gradient_.assign(pixels_.size(), T(0)); }
+    T* gradient(int64_t k, int64_t i, int64_t j) { return gradient_.data() + (seen(k, i, j) - pixels_.data()); }
+    void put_gradient(int64_t n, T* dx) const {
+        const int64_t bottom = rows_ - p_.padding[0], right = columns_ - p_.padding[1];
+        for (int64_t row = 0; row < p_.height_in; ++row)
+            for (int64_t column = 0; column < p_.width_in; ++column) {
+                const int64_t pixel = (row + p_.padding[0]) * columns_ + column + p_.padding[1];
+                const bool read = row < bottom && column < right;
+                put(read ? at(gradient_.data() + pixel * lanes) : Vec<T>{},
+                    dx + ((n * p_.height_in + row) * p_.width_in + column) * p_.channels());
+            }
+    }
 
   private:
     static constexpr int64_t kAhead = 32;  // pixels
     const Problem& p_;
     int64_t rows_, columns_, first_ = 0, count_ = 0;
-    std::vector<T> pixels_;
+    std::vector<T> pixels_, gradient_;
     std::vector<int64_t> offsets_;
 };
 
@@ -684,6 +715,140 @@ void pooled_in_channels_last(const Problem& p, const T* scale, const T* shift, T
     });
 }
 
+// Sums, and squares of the distances from a sample's own mean.
+template <typename T>
+void moments_in_channels_last(const Problem& p, double* sums, double* squares) {
+    for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
+        const auto sum_up = [&](int64_t k, auto of) {  // row by row, so that few terms are added to a large sum
+            Vec<T> sum{};
+            for (int64_t i = 0; i < p.height; ++i) {
+                Vec<T> row{};
+                for (int64_t j = 0; j < p.width; ++j) row += of(at(block.seen(k, i, j)));
+                sum += row;
+            }
+            return sum;
+        };
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const Vec<T> mean = sum_up(k, [](const Vec<T>& z) { return z; }) / T(p.pixels());
+            const Vec<T> rest = sum_up(k, [&](const Vec<T>& z) { return z - mean; });
+            const Vec<T> square = sum_up(k, [&](const Vec<T>& z) { return (z - mean) * (z - mean); });
+            const int64_t to = (n * p.positions() + k) * p.channels();
+            block.for_each([&](int64_t lane, int64_t c) {
+                sums[to + c] = rest[lane] + double(p.pixels()) * mean[lane];
+                squares[to + c] = square[lane] - double(rest[lane]) * rest[lane] / p.pixels();
+            });
+        }
+    });
+}
+
+// The norms of a block.
+template <typename T>
+class BlockNorms {
+  public:
+    BlockNorms(const ChannelBlock<T>& block, const Coefficients<T>& of) : cap_(of.cap) {
+        for (const T* each : of.all()) block.take(each, coefficients_.emplace_back());
+    }
+    Norm<T, Vector<T>> operator()(int64_t k) const {
+        const auto of_k = [&](int i) { return at(&coefficients_[i][k * Vector<T>::lanes]); };
+        return {of_k(0), of_k(1), of_k(2), of_k(3), cap_};
+    }
+
+  private:
+    T cap_;
+    std::vector<std::vector<T>> coefficients_;
+};
+
+template <typename T>
+void pool_in_channels_last(const Problem& p, const Coefficients<T>& of, T* active, T* active_xhat, T* capped) {
+    for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
+        const BlockNorms<T> norms(block, of);
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const Norm<T, Vector<T>> norm = norms(k);
+            Vec<T> sums[3] = {};
+            for_each_pixel(p, [&](auto pixels, int64_t i, int64_t j) {
+                const T* x = block.seen(k, i, j);
+                for (int u = 0; u < pixels; ++u) {
+                    const Activity<T> z = norm(at(x + u * block.step()));
+                    sums[0] += keep<T>(Vec<T>{} + T(1), z.active);
+                    sums[1] += keep<T>(z.xhat, z.active);
+                    sums[2] += keep<T>(Vec<T>{} + T(1), z.capped);
+                }
+            });
+            const int64_t to = (n * p.positions() + k) * p.channels();
+            block.put(sums[0], active + to);
+            block.put(sums[1], active_xhat + to);
+            block.put(sums[2], capped + to);
+        }
+    });
+}
+
+template <typename T>
+void reduce_in_channels_last(const Problem& p, const Coefficients<T>& of, const T* dout, T* d_active, T* d_active_xhat,
+                             T* d_capped) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
+        const BlockNorms<T> norms(block, of);
+        std::vector<T> all(3 * p.positions() * lanes);
+        for_each_pixel(p, [&](auto pixels, int64_t i, int64_t j) {
+            Vec<T> d[pixels];
+            block.get(dout + ((n * p.height + i) * p.width + j) * p.channels(), d);
+            for (int64_t k = 0; k < p.positions(); ++k) {
+                const Norm<T, Vector<T>> norm = norms(k);
+                const T* x = block.seen(k, i, j);
+                Vec<T> sums[3] = {};
+                for (int u = 0; u < pixels; ++u) {
+                    const Activity<T> z = norm(at(x + u * block.step()));
+                    sums[0] += keep<T>(d[u], z.active);
+                    sums[1] += keep<T>(d[u] * z.xhat, z.active);
+                    sums[2] += keep<T>(d[u], z.capped);
+                }
+                for (int s = 0; s < 3; ++s) at(&all[(3 * k + s) * lanes]) += sums[s];
+            }
+        });
+        for (int64_t k = 0; k < p.positions(); ++k) {
+            const int64_t to = (n * p.positions() + k) * p.channels();
+            T* const sums[3] = {d_active, d_active_xhat, d_capped};
+            for (int s = 0; s < 3; ++s) block.put(at(&all[(3 * k + s) * lanes]), sums[s] + to);
+        }
+    });
+}
+
+// dweight is (N, K, C).
+template <typename T>
+void gradients_in_channels_last(const Problem& p, const Slopes<T>& slopes, const T* dout, T* dx, T* dweight) {
+    constexpr int64_t lanes = Vector<T>::lanes;
+    for_each_block<T>(p, [&](ChannelBlock<T>& block, int64_t n) {
+        const int64_t of_sample = n * p.positions() * p.channels();
+        const BlockNorms<T> norms(block, slopes.norms);
+        std::vector<T> weight, alpha, bias, delta, epsilon, dw(p.positions() * lanes);
+        block.take(static_cast<const T*>(p.weight), weight);
+        block.take(slopes.alpha + of_sample, alpha);
+        block.take(slopes.bias + of_sample, bias);
+        block.take(slopes.delta, delta);
+        block.take(slopes.epsilon, epsilon);
+        block.clear_gradient();
+        for_each_pixel(p, [&](auto pixels, int64_t i, int64_t j) {
+            Vec<T> d[pixels];
+            block.get(dout + ((n * p.height + i) * p.width + j) * p.channels(), d);
+            for (int64_t k = 0; k < p.positions(); ++k) {
+                const auto of_k = [&](const std::vector<T>& all) { return at(&all[k * lanes]); };
+                const Slope<T, Vector<T>> slope{norms(k), of_k(alpha), of_k(bias), of_k(delta), of_k(epsilon)};
+                const T* x = block.seen(k, i, j);
+                T* to = block.gradient(k, i, j);
+                Vec<T> sum{};
+                for (int u = 0; u < pixels; ++u) {
+                    const Vec<T> z = at(x + u * block.step()), dz = slope(z, d[u]);
+                    at(to + u * block.step()) += of_k(weight) * dz;
+                    sum += dz * z;
+                }
+                at(&dw[k * lanes]) += sum;
+            }
+        });
+        for (int64_t k = 0; k < p.positions(); ++k) block.put(at(&dw[k * lanes]), dweight + of_sample + k * p.channels());
+        block.put_gradient(n, dx);
+    });
+}
+
 template <typename T>
 void aggregate_in_channels_last(const Problem& p, const T* scale, const T* shift, const T* attention, T cap, T* out) {
     for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
@@ -711,6 +876,7 @@ void aggregate_in_channels_last(const Problem& p, const T* scale, const T* shift
 
 template <typename T>
 void moments(const Problem& p, double* sums, double* squares) {
+    if (p.channels_last) return moments_in_channels_last<T>(p, sums, squares);
     with_maps<T>(p, [&](auto kind) { moments<T, typename decltype(kind)::Maps>(p, sums, squares); });
 }
 
@@ -722,6 +888,7 @@ void pooled(const Problem& p, const T* scale, const T* shift, T cap, T* q) {
 
 template <typename T>
 void pool(const Problem& p, const Coefficients<T>& norms, T* active, T* active_xhat, T* capped) {
+    if (p.channels_last) return pool_in_channels_last<T>(p, norms, active, active_xhat, capped);
     with_maps<T>(p, [&](auto kind) {
         pool<T, typename decltype(kind)::Maps>(p, norms, active, active_xhat, capped);
     });
@@ -729,6 +896,7 @@ void pool(const Problem& p, const Coefficients<T>& norms, T* active, T* active_x
 
 template <typename T>
 void reduce(const Problem& p, const Coefficients<T>& norms, const T* dout, T* d_active, T* d_active_xhat, T* d_capped) {
+    if (p.channels_last) return reduce_in_channels_last<T>(p, norms, dout, d_active, d_active_xhat, d_capped);
     with_maps<T>(p, [&](auto kind) {
         reduce<T, typename decltype(kind)::Maps>(p, norms, dout, d_active, d_active_xhat, d_capped);
     });
@@ -922,9 +1090,11 @@ void map_gradients(const Problem& p, const Slopes<T>& slopes, const T* dout) {
     }
 }
 
-// dweight is (chunks, G, K, out_group, in_group): each has its own samples and one order of summation.
+// dweight is (chunks, G, K, out_group, in_group): each has its own samples and one order of summation; with channels_last
+// it is (N, K, C).
 template <typename T>
 void gradients(const Problem& p, const Slopes<T>& slopes, const T* dout, T* dx, T* dweight) {
+    if (p.channels_last) return gradients_in_channels_last<T>(p, slopes, dout, dx, dweight);
     const int64_t positions = p.positions(), weights = positions * p.out_group * p.in_group;
     const int64_t pixels_in = p.in_group * p.height_in * p.width_in;
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1)

@@ -79,6 +79,24 @@ def test_fused_equals_the_reference(channels, geometry, training, fused_only):
         torch.testing.assert_close(copy.deepcopy(layer)(x), expected["output"], rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+@pytest.mark.parametrize("channels", [5, 16, 20])  # less than a vector of the processor, whole ones, some left over
+def test_depthwise_in_channels_last_equals_the_reference(channels, geometry, training, fused_only):
+    torch.manual_seed(0)
+    act = nn.ReLU6 if training else nn.ReLU
+    layer = make((channels, channels, channels), act, **geometry).train(training)
+    x = 2 * torch.randn(3, channels, 9, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    dout = torch.randn_like(layer.eval()(x))
+    layer.train(training)
+    expected, actual = everything(layer, x, "reference", dout), everything(layer, x, "fused", dout)
+    assert actual["output"].is_contiguous(memory_format=torch.channels_last)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: name + text)
+    with torch.no_grad(), use_backend("fused"):
+        torch.testing.assert_close(copy.deepcopy(layer)(x), expected["output"], rtol=1e-8, atol=1e-9)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (33, 40), (64, 9)], ids=str)
 @pytest.mark.parametrize("channels", [(4, 4, 4), (8, 8, 2), (40, 40, 1)], ids=["depthwise", "grouped", "dense"])
 def test_fused_sizes(channels, size, fused_only):

@@ -1,13 +1,9 @@
-"""What the CPU passes are made of: matrix products, sums that hold under a large mean, blocks of channels."""
-
-import copy
+"""What the CPU passes are made of: matrix products, sums that hold under a large mean, weights as they are read."""
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
-from kaconv import KAConv2d, use_backend
 from kaconv.ops import native
 from kaconv.ops.cpu_taps import CPUTaps, _multiply, packed
 from kaconv.ops.geometry import Geometry
@@ -46,7 +42,8 @@ def test_products(size, dtype, threads):
 
 @pytest.mark.parametrize("channels", [(8, 8, 8), (8, 12, 4), (40, 48, 1)], ids=["depthwise", "grouped", "dense"])
 @pytest.mark.parametrize("kind", ["large mean", "unlike first rows"])
-def test_moments_lose_no_digits(channels, kind):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_moments_lose_no_digits(channels, kind, memory_format):
     in_channels, out_channels, groups = channels
     torch.manual_seed(0)
     x = torch.randn(3, in_channels, 30, 31)
@@ -56,42 +53,13 @@ def test_moments_lose_no_digits(channels, kind):
     else:
         x[:, :, 3:] += 300  # the sums are taken about what the first rows are like
     geometry = Geometry((3, 3), groups=groups)  # padding would bring variance of its own
-    mean, variance = CPUTaps(x, weight, geometry).moments()
+    mean, variance = CPUTaps(x.contiguous(memory_format=memory_format), weight, geometry).moments()
     for k in range(geometry.positions):
         u, v = divmod(k, 3)
         seen, one = x[:, :, u : u + 28, v : v + 29].double(), weight[:, :, u, v, None, None].double()
         z = functional.conv2d(seen, one, groups=groups)
         torch.testing.assert_close(mean[k].double(), z.mean((0, 2, 3)), rtol=1e-6, atol=0)
         torch.testing.assert_close(variance[k].double(), z.var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
-
-
-GEOMETRIES = {
-    "aligned": {"kernel_size": 3},
-    "strided": {"kernel_size": 3, "stride": 2},
-    "dilated": {"kernel_size": 5, "dilation": 2},
-    "unpadded": {"kernel_size": 3, "stride": (1, 2), "padding": 0},
-    "uneven": {"kernel_size": (3, 2), "stride": 3, "padding": (4, 1), "dilation": (2, 1)},
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
-@pytest.mark.parametrize("channels", [3, 16, 40])  # less than a vector, whole vectors, and some over
-@pytest.mark.parametrize("options", GEOMETRIES.values(), ids=GEOMETRIES.keys())
-def test_depthwise_inference_in_channels_last(options, channels, act, dtype, threads):
-    torch.manual_seed(0)
-    layer = KAConv2d(channels, channels, groups=channels, act_layer=act, **options).to(dtype)
-    x = torch.randn(3, channels, 13, 11, dtype=dtype)
-    layer(x)
-    layer.eval()
-    with torch.no_grad():
-        with use_backend("reference"):
-            expected = copy.deepcopy(layer).double()(x.double())
-        for number in (1, 3):
-            threads(number)
-            y = layer(x.contiguous(memory_format=torch.channels_last))
-            assert y.is_contiguous(memory_format=torch.channels_last)
-            torch.testing.assert_close(y, expected.to(dtype), atol=2e-5 if dtype == torch.float32 else 1e-11, rtol=0)
 
 
 def test_weights_that_are_packed_are_the_same_weights():
