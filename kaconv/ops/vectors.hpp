@@ -79,6 +79,13 @@ void copy(const T* from, int64_t count, T* to) {
     piece(count - AT_ONCE);
 }
 
+// The first address in memory that is a multiple of a vector's size, so that a vector lies on one line of the cache.
+template <typename T>
+T* at_boundary(std::vector<T>& memory) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory.data());
+    return reinterpret_cast<T*>((address + kVectorBytes - 1) / kVectorBytes * kVectorBytes);
+}
+
 // Sets the bits of places [first, last).
 template <typename T>
 void mark(Bits<T>* bits, int64_t first, int64_t last) {
