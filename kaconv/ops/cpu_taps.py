@@ -33,7 +33,7 @@ _AT_ONCE_BYTES = 2**24  # of maps or input, at inference: about what the last ca
 
 
 class _Problem(ctypes.Structure):
-    """`Problem` of taps.cpp."""
+    """`Problem` of problem.hpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("samples", "groups", "in_group", "out_group")),

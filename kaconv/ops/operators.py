@@ -6,8 +6,9 @@ and `aggregate_backward`; between the two stands the attention generator, traced
 batch norm with ReLU and its softmax. At inference there are `fixed_coefficients`, `folded`, `pooled` and
 `weighted_sum`. What is scaled and summed around a pass belongs to an operator, small as it is: each piece left to
 torch.compile is one more kernel to compile, for each size of layer. The geometry travels as `Geometry.numbers()`, what
-the passes hand on to each other as the tensor z that `prepared` gives: the maps; or, with few channels, the input as
-the passes read it, so that it is brought into their memory format and dtype once; or nothing (`Taps.maps_shape`).
+the passes hand on to each other as the tensor z that `prepared` gives: the maps; or, in groups of few channels, the
+input as the passes read it, so that it is brought into their memory format and dtype once; or nothing, with depthwise
+kernels and on CUDA (`Taps.maps_shape`).
 
 A program that holds these operators runs where `kaconv` has been imported. An operator whose derivative or outputs
 change needs a new name: torch.compile keeps what it has compiled on disk, and knows it by the names of what it holds.
