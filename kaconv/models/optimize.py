@@ -88,9 +88,7 @@ class InferenceKAConv2d(nn.Module):
         """What can be traced and exported, and refuses a gradient; it costs a call more for each pass."""
         cap, numbers = self.cap if math.isfinite(self.cap) else None, self.geometry.numbers()
         z = operators.prepared(x, self.weight, numbers)
-        q = operators.pooled(x, self.weight, z, self.scale, self.shift, cap, numbers)
-        attention = operators.generated(self.attention_generator, q)
-        return operators.weighted_sum(x, self.weight, z, self.scale, self.shift, attention, cap, numbers)
+        return operators.inferred(x, self.weight, z, self.scale, self.shift, cap, self.attention_generator, numbers)
 
     def train(self, mode: bool = True) -> "InferenceKAConv2d":
         if mode:

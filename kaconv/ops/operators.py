@@ -3,12 +3,12 @@
 Each operator is a pass of `kaconv.ops.fused.Taps` and has a fake kernel, which tells its outputs' shapes. In training
 there are `batch_coefficients`, then `pool_maps` and `aggregate`, whose derivatives are the operators `pool_backward`
 and `aggregate_backward`; between the two stands the attention generator, traced as the module that it is, but for its
-batch norm with ReLU and its softmax. At inference there are `fixed_coefficients`, `folded`, `pooled` and
-`weighted_sum`. What is scaled and summed around a pass belongs to an operator, small as it is: each piece left to
-torch.compile is one more kernel to compile, for each size of layer. The geometry travels as `Geometry.numbers()`, what
-the passes hand on to each other as the tensor z that `prepared` gives: the maps; or, in groups of few channels, the
-input as the passes read it, so that it is brought into their memory format and dtype once; or nothing, with depthwise
-kernels and on CUDA (`Taps.maps_shape`).
+batch norm with ReLU and its softmax. At inference there are `folded_statistics`, `pooled` and `weighted_sum`. What is
+scaled and summed around a pass belongs to an operator, small as it is: each piece left to torch.compile is one more
+kernel to compile, for each size of layer. The geometry travels as `Geometry.numbers()`, what the passes hand on to each
+other as the tensor z that `prepared` gives: the maps; or, in groups of few channels, the input as the passes read it,
+so that it is brought into their memory format and dtype once; or nothing, with depthwise kernels and on CUDA
+(`Taps.maps_shape`).
 
 A program that holds these operators runs where `kaconv` has been imported. An operator whose derivative or outputs
 change needs a new name: torch.compile keeps what it has compiled on disk, and knows it by the names of what it holds.
@@ -58,18 +58,35 @@ def kaconv2d(
     numbers, cap = geometry.numbers(), finite_cap(act)
     constants = (x.detach(), weight.detach())
     z = prepared(*constants, numbers)
+    fixed, trained = fixed_statistics(norm), is_trained(x, weight, norm, attention_generator)
     values = 0
-    if fixed := fixed_statistics(norm):
+    if fixed and not trained:
+        scale, shift = folded_statistics(*fixed, norm.eps, gamma, beta)
+        return inferred(x, weight, z, scale, shift, cap, attention_generator, numbers)
+    if fixed:
         r, t = fixed_coefficients(*fixed, norm.eps, gamma.detach())
     else:
         moved = moving_statistics(norm) or (None, None, None)
         r, t = batch_coefficients(*constants, z, *moved, norm.momentum, norm.eps, numbers)
         values = x.shape[0] * pixels_of(x, geometry)
-    if is_trained(x, weight, norm, attention_generator):
-        q, _, _, *links = pool_maps(x, weight, z, gamma, beta, r, t, cap, numbers, values)
-        attention = generated(attention_generator, q.to(x.dtype)).to(gamma.dtype)
-        return aggregate(attention, links, *constants, z, gamma.detach(), beta.detach(), r, t, cap, numbers)
-    scale, shift = folded(gamma, beta, r, t)
+    if not trained:
+        return inferred(x, weight, z, gamma * r, gamma * t + beta, cap, attention_generator, numbers)
+    q, _, _, *links = pool_maps(x, weight, z, gamma, beta, r, t, cap, numbers, values)
+    attention = generated(attention_generator, q.to(x.dtype)).to(gamma.dtype)
+    return aggregate(attention, links, *constants, z, gamma.detach(), beta.detach(), r, t, cap, numbers)
+
+
+def inferred(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    cap: float | None,
+    attention_generator: nn.Module,
+    numbers: Sequence[int],
+) -> Tensor:
+    """The output, without a gradient: batch norm is folded into scale and shift."""
     q = pooled(x, weight, z, scale, shift, cap, numbers)
     attention = generated(attention_generator, q.to(x.dtype)).to(scale.dtype)
     return weighted_sum(x, weight, z, scale, shift, attention, cap, numbers)
@@ -194,14 +211,15 @@ def _(mean: Tensor, var: Tensor, eps: float, gamma: Tensor) -> tuple[Tensor, Ten
     return torch.empty_like(gamma), torch.empty_like(gamma)
 
 
-@_operator("folded")
-def folded(gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch norm as scale and shift."""
+@_operator("folded_statistics")
+def folded_statistics(mean: Tensor, var: Tensor, eps: float, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift, (K, C), of a batch norm whose statistics do not move."""
+    r, t = coefficients(mean.to(gamma.dtype).view_as(gamma), var.to(gamma.dtype).view_as(gamma), eps)
     return gamma * r, gamma * t + beta
 
 
-@folded.register_fake
-def _(gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+@folded_statistics.register_fake
+def _(mean: Tensor, var: Tensor, eps: float, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(gamma), torch.empty_like(gamma)
 
 
@@ -460,40 +478,39 @@ def norm_relu(norm: nn.Module, hidden: Tensor) -> Tensor:
     """As `kaconv.layers.attention_generators.norm_relu`; as operators where it is a batch norm that nothing watches."""
     if type(norm) is not nn.BatchNorm1d or norm.weight is None or has_hooks(norm):
         return F.relu(norm(hidden))
-    gamma, beta = (value.to(real_dtype(hidden)) for value in (norm.weight, norm.bias))
-    if fixed := fixed_statistics(norm):
-        r, t = fixed_coefficients(*fixed, norm.eps, gamma.detach())
-    else:
-        moved = moving_statistics(norm) or (None, None, None)
-        r, t = hidden_coefficients(hidden.detach(), *moved, norm.momentum, norm.eps)
-    return normed_relu(hidden, gamma, beta, r, t, fixed is None)
+    dtype, fixed = real_dtype(hidden), fixed_statistics(norm)
+    moved = moving_statistics(norm) or (None, None, None)
+    statistics = fixed or hidden_statistics(hidden.detach(), *moved, norm.momentum)
+    return normed_relu(hidden, norm.weight.to(dtype), norm.bias.to(dtype), *statistics, norm.eps, fixed is None)
 
 
-@_operator("hidden_coefficients", mutates_args=("running_mean", "running_var", "num_batches_tracked"))
-def hidden_coefficients(
+@_operator("hidden_statistics", mutates_args=("running_mean", "running_var", "num_batches_tracked"))
+def hidden_statistics(
     hidden: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
     momentum: float | None,
-    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """r and t, (d,), from hidden vectors, (vectors, d); running statistics move as in `batch_coefficients`."""
+    """Mean and biased variance, (d,), of vectors, (vectors, d); running statistics move as in `batch_coefficients`."""
     var, mean = torch.var_mean(hidden.to(real_dtype(hidden)), dim=0, correction=0)
     if running_mean is not None and running_var is not None and num_batches_tracked is not None:
         move_statistics((running_mean, running_var, num_batches_tracked), momentum, mean, unbiased(var, len(hidden)))
-    return coefficients(mean, var, eps)
+    return mean, var
 
 
-@hidden_coefficients.register_fake
+@hidden_statistics.register_fake
 def _(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    r = hidden.new_empty(hidden.shape[1], dtype=real_dtype(hidden))
-    return r, torch.empty_like(r)
+    mean = hidden.new_empty(hidden.shape[1], dtype=real_dtype(hidden))
+    return mean, torch.empty_like(mean)
 
 
 @_operator("normed_relu")
-def normed_relu(hidden: Tensor, gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor, of_batch: bool) -> Tensor:
-    """Hidden vectors, (vectors, d), after batch norm and ReLU. of_batch: whether r and t are from these vectors."""
+def normed_relu(
+    hidden: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float, of_batch: bool
+) -> Tensor:
+    """Vectors, (vectors, d), after batch norm and ReLU. of_batch: whether the statistics are those of the vectors."""
+    r, t = coefficients(mean, var, eps)
     return F.relu(gamma * (r * hidden + t) + beta).to(hidden.dtype)
 
 
@@ -504,9 +521,10 @@ def _(hidden: Tensor, *_: Any) -> Tensor:
 
 @_operator("normed_relu_backward")
 def normed_relu_backward(
-    hidden: Tensor, gamma: Tensor, beta: Tensor, r: Tensor, t: Tensor, of_batch: bool, dout: Tensor
+    hidden: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float, of_batch: bool, dout: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, gamma and beta."""
+    r, t = coefficients(mean, var, eps)
     xhat = r * hidden + t
     dpre = torch.where(gamma * xhat + beta <= 0, 0, dout.to(xhat.dtype))
     dgamma, dbeta = (dpre * xhat).sum(dim=0), dpre.sum(dim=0)
@@ -522,12 +540,12 @@ def _(hidden: Tensor, gamma: Tensor, beta: Tensor, *_: Any) -> tuple[Tensor, Ten
 
 
 def _normed_relu_saves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.of_batch = inputs
+    *tensors, ctx.eps, ctx.of_batch = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _normed_relu_gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    return *normed_relu_backward(*ctx.saved_tensors, ctx.of_batch, dout), None, None, None
+    return *normed_relu_backward(*ctx.saved_tensors, ctx.eps, ctx.of_batch, dout), None, None, None, None
 
 
 normed_relu.register_autograd(_normed_relu_gradients, setup_context=_normed_relu_saves)

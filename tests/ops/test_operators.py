@@ -14,10 +14,8 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="there is no C+
 
 CHANNELS = {"depthwise": (4, 4, 4), "grouped": (8, 12, 4), "dense": (34, 36, 1)}
 STAGES = {
-    "train": ["batch_coefficients", "pool_maps", "hidden_coefficients", "normed_relu", "softmax", "aggregate"],
-    "eval": [
-        *("fixed_coefficients", "folded", "pooled", "fixed_coefficients", "normed_relu", "softmax", "weighted_sum"),
-    ],
+    "train": ["batch_coefficients", "pool_maps", "hidden_statistics", "normed_relu", "softmax", "aggregate"],
+    "eval": ["folded_statistics", "pooled", "normed_relu", "softmax", "weighted_sum"],
 }
 
 
@@ -196,10 +194,8 @@ def test_the_generators_norm_and_relu_have_their_derivative(of_batch):
     mean, var = torch.randn(4).double(), torch.rand(4).double() + 0.1
 
     def by_operators(hidden, gamma, beta):
-        r, t = operators.hidden_coefficients(hidden.detach(), None, None, None, 0.1, 1e-5)
-        if not of_batch:
-            r, t = operators.fixed_coefficients(mean, var, 1e-5, gamma.detach())
-        return operators.normed_relu(hidden, gamma, beta, r, t, of_batch)
+        statistics = operators.hidden_statistics(hidden.detach(), None, None, None, 0.1) if of_batch else (mean, var)
+        return operators.normed_relu(hidden, gamma, beta, *statistics, 1e-5, of_batch)
 
     def by_pytorch(hidden, gamma, beta):
         statistics = (None, None) if of_batch else (mean, var)
@@ -281,16 +277,16 @@ def test_opcheck(channels):
         torch.library.opcheck(operators.batch_coefficients, (x, weight, z, *moved, 0.1, 1e-5, numbers))
     running = (layer.norm.running_mean, layer.norm.running_var)
     torch.library.opcheck(operators.fixed_coefficients, (*running, 1e-5, gamma))
-    torch.library.opcheck(operators.folded, coefficients)
+    torch.library.opcheck(operators.folded_statistics, (*running, 1e-5, gamma, beta))
     for logits in (attention, _strided_otherwise(attention)):
         torch.library.opcheck(operators.softmax, (logits.clone().requires_grad_(),))
         torch.library.opcheck(operators.softmax_backward, (logits, attention))
-    hidden, ends = torch.randn(5, 36), torch.randn(4, 36).unbind()
+    hidden, ends = torch.randn(5, 36), torch.rand(4, 36).unbind()
     for moved in ((None,) * 3, (torch.zeros(36), torch.ones(36), torch.tensor(0))):
-        torch.library.opcheck(operators.hidden_coefficients, (hidden, *moved, 0.1, 1e-5))
-    torch.library.opcheck(operators.normed_relu_backward, (hidden, *ends, True, hidden + 1))
+        torch.library.opcheck(operators.hidden_statistics, (hidden, *moved, 0.1))
+    torch.library.opcheck(operators.normed_relu_backward, (hidden, *ends, 1e-5, True, hidden + 1))
     wanted = [tensor.clone().requires_grad_() for tensor in (hidden, *ends[:2])]
-    torch.library.opcheck(operators.normed_relu, (*wanted, *ends[2:], True))
+    torch.library.opcheck(operators.normed_relu, (*wanted, *ends[2:], 1e-5, True))
     torch.library.opcheck(operators.pooled, (x, weight, z, r, t, cap, numbers))
     torch.library.opcheck(operators.weighted_sum, (x, weight, z, r, t, attention, cap, numbers))
     torch.library.opcheck(operators.aggregate_backward, (x, weight, z, *coefficients, dout, attention, cap, numbers))
