@@ -127,15 +127,15 @@ class CPUTaps:
     @staticmethod
     def samples_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
         """Samples to take at a time at inference, so that what both passes read stays in the cache."""
-        shape = CPUTaps.maps_shape(x[:1], weight, geometry) if _stores_maps(weight, geometry) else x.shape[1:]
+        shape = CPUTaps.maps_shape(x[:1], weight, geometry) or x.shape[1:]
         sample = math.prod(shape) * real_dtype(x).itemsize
         return max(1, _AT_ONCE_BYTES // max(1, sample))
 
     @staticmethod
-    def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
-        """(G, K, C/G, N·pixels) with many channels in a group; else the input's, which each pass reads; or nothing."""
-        if is_depthwise(weight, geometry):  # every pass reads the input as it is
-            return (0,)
+    def maps_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...] | None:
+        """(G, K, C/G, N·pixels) with many channels in a group; else that of the input, which each pass reads."""
+        if is_depthwise(weight, geometry):  # each pass reads the input as it is
+            return None
         if not _stores_maps(weight, geometry):
             return tuple(x.shape)
         height, width = geometry.output_size(*x.shape[2:])

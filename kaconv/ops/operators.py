@@ -129,7 +129,7 @@ def _taps(x: Tensor, weight: Tensor, numbers: Sequence[int], z: Tensor | None = 
 def _maps_shape(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> tuple[int, ...]:
     if x.device.type != "cpu":
         return (0,)
-    return cpu_taps.CPUTaps.maps_shape(x, weight, Geometry.from_numbers(weight.shape[2:], numbers))
+    return cpu_taps.CPUTaps.maps_shape(x, weight, Geometry.from_numbers(weight.shape[2:], numbers)) or (0,)
 
 
 def _new_output(x: Tensor, weight: Tensor, numbers: Sequence[int]) -> Tensor:
