@@ -61,7 +61,7 @@ def _stores_maps(weight: Tensor, geometry: Geometry) -> bool:
 
 
 def is_depthwise(weight: Tensor, geometry: Geometry) -> bool:
-    """Whether each output channel reads an input channel of its own."""
+    """True if each output channel reads an input channel of its own."""
     return weight.shape[1] == 1 and weight.shape[0] == geometry.groups
 
 

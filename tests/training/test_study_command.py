@@ -393,13 +393,14 @@ def test_variants_of_the_first_model_are_compared_with_its_first():
     assert found == {("slow", PLAIN): 2.0, ("plain", LIGHT): -1.0, ("slow", LIGHT): -4.0}
 
 
-def test_the_command_of_a_study_opts_in_to_its_builders(monkeypatch):
+def test_the_command_of_a_study_opts_in_to_its_builders(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "OWN_BUILDERS", {})
     path = ROOT / "reports/studies/cifar10_ablations.yaml"
     words = study_command("reports/studies/cifar10_ablations.yaml", yaml.safe_load(path.read_text())).split()
     assert words[:3] == ["kaconv", "--builder", "kaconv.bench.study_ablations:no_logit_bias"]
     assert words[words.index("study") + 1] == "reports/studies/cifar10_ablations.yaml"
-    assert main([*words[1 : words.index("--jobs")], "--status"]) == 0
+    monkeypatch.chdir(tmp_path)  # where there are no runs yet
+    assert main([*words[1 : words.index("study") + 1], str(path), "--status"]) == 0
 
 
 def test_merging_keeps_the_first_and_refuses_another_run():
