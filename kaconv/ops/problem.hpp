@@ -10,14 +10,14 @@ struct Problem {
     int64_t samples, groups, in_group, out_group;  // channels of one group
     int64_t height_in, width_in, height, width;
     int64_t kernel[2], stride[2], padding[2], dilation[2];
-    int64_t chunks;      // parts of the batch whose sums of dweight are kept apart
+    int64_t chunks;         // parts of the batch whose sums of dweight are kept apart
     int64_t threads;
     int64_t channels_last;  // whether x, the output and their gradients are: only with depthwise maps
-    const void* x;       // (N, G·in_group, height_in, width_in)
-    const void* weight;  // (in_group, K, G·out_group), for all but gradients; depthwise, the caller scales by it
-    const void* weight_of_groups;   // (G, K, out_group, in_group), for gradients
-    const void* weight_transposed;  // (G, in_group, K, out_group), for gradients
-    void* z;             // (G, K, out_group, N, plane) or null: then the maps are computed here
+    const void* x;          // (N, G·in_group, height_in, width_in)
+    const void* weight;     // (in_group, K, G·out_group); with depthwise maps, the caller has scaled by it
+    const void* weight_of_groups;   // (G, K, out_group, in_group), for gradients of planes
+    const void* weight_transposed;  // (G, in_group, K, out_group), for gradients of planes
+    void* z;                // (G, K, out_group, N, plane) or null: then the maps are computed here
 
     int64_t positions() const { return kernel[0] * kernel[1]; }
     int64_t channels() const { return groups * out_group; }
