@@ -3,7 +3,6 @@
 import copy
 import functools
 import logging
-import math
 
 import torch
 from torch import Tensor, fx, nn
@@ -86,7 +85,7 @@ class InferenceKAConv2d(nn.Module):
 
     def _by_operators(self, x: Tensor) -> Tensor:
         """What can be traced and exported, and refuses a gradient; it costs a call more for each pass."""
-        cap, numbers = self.cap if math.isfinite(self.cap) else None, self.geometry.numbers()
+        cap, numbers = operators.finite_cap(self.cap), self.geometry.numbers()
         z = operators.prepared(x, self.weight, numbers)
         return operators.inferred(x, self.weight, z, self.scale, self.shift, cap, self.attention_generator, numbers)
 

@@ -100,7 +100,7 @@ void for_each_block(const Problem& p, F f) {
     }
 }
 
-// SUMS sums over the pixels of each map of a block, (K, SUMS, lanes). row(i) is called before a row of the output; map(k)
+// SUMS sums over the pixels of each map of a block, (K, SUMS, lanes). row(i) is called before a row of the output; map(k, i)
 // gives what adds a z of that row to the sums: f(z, j, sums). Rows come apart, so that few terms are added to a large sum.
 template <typename T, int SUMS, typename Row, typename Map>
 std::vector<T> sum_block(const Problem& p, const ChannelBlock<T>& block, Row row, Map map) {
@@ -109,7 +109,7 @@ std::vector<T> sum_block(const Problem& p, const ChannelBlock<T>& block, Row row
     for (int64_t i = 0; i < p.height; ++i) {
         row(i);
         for (int64_t k = 0; k < p.positions(); ++k) {
-            const auto add = map(k);
+            const auto add = map(k, i);
             const T* x = block.seen(k, i, 0);
             Vec<T> sums[SUMS] = {};
             for (int64_t j = 0; j < p.width; ++j) add(at(x + j * block.step()), j, sums);
@@ -136,7 +136,7 @@ void moments_in_channels_last(const Problem& p, double* sums, double* squares) {
     for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
         // Taken about a value of the map, for the reason given in `moments`.
         const auto middle = [&](int64_t k) { return at(block.seen(k, p.height / 2, p.width / 2)); };
-        const std::vector<T> all = sum_block<T, 2>(p, block, no_row, [&](int64_t k) {
+        const std::vector<T> all = sum_block<T, 2>(p, block, no_row, [&](int64_t k, int64_t) {
             return [about = middle(k)](const Vec<T>& z, int64_t, Vec<T>(&sum)[2]) {
                 const Vec<T> distance = z - about;
                 sum[0] += distance;
@@ -160,7 +160,7 @@ void pooled_in_channels_last(const Problem& p, const T* scale, const T* shift, T
     for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
         const std::vector<T> scales = block.take(scale), shifts = block.take(shift);
         with_range(cap, [&](auto range) {
-            std::vector<T> all = sum_block<T, 1>(p, block, no_row, [&](int64_t k) {
+            std::vector<T> all = sum_block<T, 1>(p, block, no_row, [&](int64_t k, int64_t) {
                 return [=, scale = block.of(scales, k), shift = block.of(shifts, k)](const Vec<T>& z, int64_t, auto& sum) {
                     sum[0] += range.clamp(scale * z + shift);
                 };
@@ -193,7 +193,7 @@ template <typename T>
 void pool_in_channels_last(const Problem& p, const Coefficients<T>& of, T* active, T* active_xhat, T* capped) {
     for_each_block<T>(p, [&](const ChannelBlock<T>& block, int64_t n) {
         const BlockNorms<T> norms(block, of);
-        const std::vector<T> all = sum_block<T, 3>(p, block, no_row, [&](int64_t k) {
+        const std::vector<T> all = sum_block<T, 3>(p, block, no_row, [&](int64_t k, int64_t) {
             return [norm = norms(k)](const Vec<T>& z, int64_t, Vec<T>(&sum)[3]) {
                 const Activity<T> of = norm(z);
                 sum[0] += keep<T>(Vec<T>{} + T(1), of.active);
@@ -212,7 +212,7 @@ void reduce_in_channels_last(const Problem& p, const Coefficients<T>& of, const 
         const BlockNorms<T> norms(block, of);
         std::vector<T> d_row;
         const auto take_row = [&](int64_t i) { block.take_row(dout, n, i, d_row); };
-        const std::vector<T> all = sum_block<T, 3>(p, block, take_row, [&](int64_t k) {
+        const std::vector<T> all = sum_block<T, 3>(p, block, take_row, [&](int64_t k, int64_t) {
             return [norm = norms(k), d_out = d_row.data()](const Vec<T>& z, int64_t j, Vec<T>(&sum)[3]) {
                 const Activity<T> of = norm(z);
                 const Vec<T> d = at(d_out + j * Vector<T>::lanes);
@@ -235,16 +235,12 @@ void gradients_in_channels_last(const Problem& p, const Slopes<T>& slopes, const
         const std::vector<T> alpha = block.take(slopes.alpha + of_sample), bias = block.take(slopes.bias + of_sample);
         const std::vector<T> delta = block.take(slopes.delta), epsilon = block.take(slopes.epsilon);
         std::vector<T> d_row;
-        int64_t row = 0;
-        const auto take_row = [&](int64_t i) {
-            row = i;
-            block.take_row(dout, n, i, d_row);
-        };
+        const auto take_row = [&](int64_t i) { block.take_row(dout, n, i, d_row); };
         block.clear_gradient();
-        const std::vector<T> all = sum_block<T, 1>(p, block, take_row, [&](int64_t k) {
+        const std::vector<T> all = sum_block<T, 1>(p, block, take_row, [&](int64_t k, int64_t i) {
             const Slope<T, Vector<T>> slope{norms(k), block.of(alpha, k), block.of(bias, k), block.of(delta, k),
                                             block.of(epsilon, k)};
-            return [slope, weight = block.of(weight, k), to = block.gradient(k, row, 0), step = block.step(),
+            return [slope, weight = block.of(weight, k), to = block.gradient(k, i, 0), step = block.step(),
                     d_out = d_row.data()](const Vec<T>& z, int64_t j, auto& sum) {
                 const Vec<T> dz = slope(z, at(d_out + j * Vector<T>::lanes));
                 at(to + j * step) += weight * dz;

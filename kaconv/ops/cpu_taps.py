@@ -170,7 +170,7 @@ class CPUTaps:
         """See `kaconv.ops.fused.Taps.aggregate`."""
         shape = (len(self._input), self._out_channels, *self._size)
         out = torch.empty(shape, dtype=self._real_dtype, memory_format=self._passes_format)
-        self._call("aggregate", self._times_weight(scale), shift, attention.contiguous(), cap, out)
+        self._call("aggregate", self._times_weight(scale), shift, attention, cap, out)
         return out.to(self._input.dtype).contiguous(memory_format=self._format)
 
     def reduce(
@@ -201,15 +201,14 @@ class CPUTaps:
         if self._stores_maps:
             self._call("gradients", *norm, *slopes, None, None)
             dx, dpacked = self._map_gradients()
+            dweight = dpacked.permute(0, 2, 3, 1)
         else:
-            dx, parts = torch.empty_like(self._x), len(self._input) if self._channels_last else self._chunks
-            dpacked = self._new(parts, *self._packed.shape)
-            self._call("gradients", *norm, *slopes, dx, dpacked)
-            dpacked = dpacked.sum(dim=0)
-            if self._channels_last:  # (K, C), in memory
-                dpacked = dpacked.view(-1, self._groups).t().reshape(self._packed.shape)
-        dweight = dpacked.permute(0, 2, 3, 1).reshape(self._weight.shape)
-        dtype = self._input.dtype
+            dx = torch.empty_like(self._x)
+            parts = self._sums() if self._channels_last else self._new(self._chunks, *self._packed.shape)
+            self._call("gradients", *norm, *slopes, dx, parts)
+            dweight = parts.sum(dim=0)
+            dweight = dweight.t() if self._channels_last else dweight.permute(0, 2, 3, 1)
+        dweight, dtype = dweight.reshape(self._weight.shape), self._input.dtype
         return dx.to(dtype).contiguous(memory_format=self._format), dweight.to(dtype)
 
     # The maps of many channels, as matrix products ----------------------------------------------------------------
@@ -279,7 +278,7 @@ class CPUTaps:
         """With depthwise maps the planes are the input's, so that their scale holds the weight."""
         if not self._stores_maps and self._depthwise:
             scale = scale * self._side_by_side[0]
-        return scale.contiguous()
+        return scale
 
     def _call(self, name: str, *arguments: Any) -> None:
         sources = self._sources(name)

@@ -126,8 +126,7 @@ def normalisation(
     its batch; then the running statistics move, too.
     """
     if fixed := fixed_statistics(norm):
-        mean, var = (value.to(gamma.dtype).view_as(gamma) for value in fixed)
-        return *coefficients(mean, var, norm.eps), 0
+        return *coefficients_like(gamma, *fixed, norm.eps), 0
     mean, var, values = of_batch()
     if moved := moving_statistics(norm):
         move_statistics(moved, norm.momentum, mean.flatten(), unbiased(var.flatten(), values))
@@ -150,6 +149,11 @@ def coefficients(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]
     """r and t of a batch norm, from the statistics of the maps, all (K, C)."""
     r = (var + eps).rsqrt()
     return r, -mean * r
+
+
+def coefficients_like(gamma: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """r and t, of gamma's shape and dtype, from statistics as a batch norm has them, (K·C,)."""
+    return coefficients(mean.to(gamma.dtype).view_as(gamma), var.to(gamma.dtype).view_as(gamma), eps)
 
 
 def real_dtype(x: Tensor) -> torch.dtype:
@@ -215,7 +219,7 @@ def _takes_samples_apart(attention_generator: nn.Module) -> bool:
     """Whether parts of a batch may be given one after another: a hook would see that they are parts."""
     if attention_generator.training or not getattr(attention_generator, "samples_apart_in_eval", False):
         return False
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in attention_generator.modules())
+    return not has_hooks(attention_generator)
 
 
 def pixels_of(x: Tensor, geometry: Geometry) -> int:

@@ -30,6 +30,7 @@ from kaconv.ops.fused import (
     affine,
     cap_of,
     coefficients,
+    coefficients_like,
     fixed_statistics,
     has_hooks,
     is_trained,
@@ -55,7 +56,7 @@ def kaconv2d(
 ) -> Tensor:
     """As `kaconv.ops.fused.kaconv2d`, of one process."""
     gamma, beta = affine(norm, x, geometry)
-    numbers, cap = geometry.numbers(), finite_cap(act)
+    numbers, cap = geometry.numbers(), finite_cap(cap_of(act))
     constants = (x.detach(), weight.detach())
     z = prepared(*constants, numbers)
     fixed, trained = fixed_statistics(norm), is_trained(x, weight, norm, attention_generator)
@@ -99,9 +100,8 @@ def generated(attention_generator: nn.Module, q: Tensor) -> Tensor:
     return attention_generator(q)
 
 
-def finite_cap(act: nn.ReLU | nn.ReLU6) -> float | None:
-    """As `kaconv.ops.fused.cap_of`, with None for infinity, which AOTInductor's packages cannot write down."""
-    cap = cap_of(act)
+def finite_cap(cap: float) -> float | None:
+    """The cap, or None for infinity, which AOTInductor's packages cannot write down."""
     return cap if math.isfinite(cap) else None
 
 
@@ -186,11 +186,22 @@ def batch_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """r and t from `Taps.moments`, towards which a batch norm's running statistics move, if they are given."""
     mean, var = _taps(x, weight, numbers, z).moments()
-    if running_mean is not None and running_var is not None and num_batches_tracked is not None:
-        values = x.shape[0] * pixels_of(x, Geometry.from_numbers(weight.shape[2:], numbers))
-        moved = (running_mean, running_var, num_batches_tracked)
-        move_statistics(moved, momentum, mean.flatten(), unbiased(var.flatten(), values))
+    values = x.shape[0] * pixels_of(x, Geometry.from_numbers(weight.shape[2:], numbers))
+    _move((running_mean, running_var, num_batches_tracked), momentum, mean.flatten(), var.flatten(), values)
     return coefficients(mean, var, eps)
+
+
+def _move(
+    running: tuple[Tensor | None, Tensor | None, Tensor | None],
+    momentum: float | None,
+    mean: Tensor,
+    var: Tensor,
+    values: int,
+) -> None:
+    """Move running statistics, if they are given, towards those of so many values, of which var is biased."""
+    running_mean, running_var, batches = running
+    if running_mean is not None and running_var is not None and batches is not None:
+        move_statistics((running_mean, running_var, batches), momentum, mean, unbiased(var, values))
 
 
 @batch_coefficients.register_fake
@@ -202,8 +213,7 @@ def _(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 @_operator("fixed_coefficients")
 def fixed_coefficients(mean: Tensor, var: Tensor, eps: float, gamma: Tensor) -> tuple[Tensor, Tensor]:
     """r and t from statistics that do not move, (K, C) as gamma."""
-    mean, var = (value.to(gamma.dtype).view_as(gamma) for value in (mean, var))
-    return coefficients(mean, var, eps)
+    return coefficients_like(gamma, mean, var, eps)
 
 
 @fixed_coefficients.register_fake
@@ -214,7 +224,7 @@ def _(mean: Tensor, var: Tensor, eps: float, gamma: Tensor) -> tuple[Tensor, Ten
 @_operator("folded_statistics")
 def folded_statistics(mean: Tensor, var: Tensor, eps: float, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift, (K, C), of a batch norm whose statistics do not move."""
-    r, t = coefficients(mean.to(gamma.dtype).view_as(gamma), var.to(gamma.dtype).view_as(gamma), eps)
+    r, t = coefficients_like(gamma, mean, var, eps)
     return gamma * r, gamma * t + beta
 
 
@@ -478,10 +488,10 @@ def norm_relu(norm: nn.Module, hidden: Tensor) -> Tensor:
     """As `kaconv.layers.attention_generators.norm_relu`; as operators where it is a batch norm that nothing watches."""
     if type(norm) is not nn.BatchNorm1d or norm.weight is None or has_hooks(norm):
         return F.relu(norm(hidden))
-    dtype, fixed = real_dtype(hidden), fixed_statistics(norm)
-    moved = moving_statistics(norm) or (None, None, None)
+    fixed, moved = fixed_statistics(norm), moving_statistics(norm) or (None, None, None)
     statistics = fixed or hidden_statistics(hidden.detach(), *moved, norm.momentum)
-    return normed_relu(hidden, norm.weight.to(dtype), norm.bias.to(dtype), *statistics, norm.eps, fixed is None)
+    gamma, beta = (value.to(real_dtype(hidden)) for value in (norm.weight, norm.bias))
+    return normed_relu(hidden, gamma, beta, *statistics, norm.eps, fixed is None)
 
 
 @_operator("hidden_statistics", mutates_args=("running_mean", "running_var", "num_batches_tracked"))
@@ -494,8 +504,7 @@ def hidden_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, (d,), of vectors, (vectors, d); running statistics move as in `batch_coefficients`."""
     var, mean = torch.var_mean(hidden.to(real_dtype(hidden)), dim=0, correction=0)
-    if running_mean is not None and running_var is not None and num_batches_tracked is not None:
-        move_statistics((running_mean, running_var, num_batches_tracked), momentum, mean, unbiased(var, len(hidden)))
+    _move((running_mean, running_var, num_batches_tracked), momentum, mean, var, len(hidden))
     return mean, var
 
 
