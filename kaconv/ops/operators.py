@@ -490,8 +490,8 @@ def norm_relu(norm: nn.Module, hidden: Tensor) -> Tensor:
         return F.relu(norm(hidden))
     fixed, moved = fixed_statistics(norm), moving_statistics(norm) or (None, None, None)
     statistics = fixed or hidden_statistics(hidden.detach(), *moved, norm.momentum)
-    gamma, beta = (value.to(real_dtype(hidden)) for value in (norm.weight, norm.bias))
-    return normed_relu(hidden, gamma, beta, *statistics, norm.eps, fixed is None)
+    affine_and_statistics = (value.to(real_dtype(hidden)) for value in (norm.weight, norm.bias, *statistics))
+    return normed_relu(hidden, *affine_and_statistics, norm.eps, fixed is None)
 
 
 @_operator("hidden_statistics", mutates_args=("running_mean", "running_var", "num_batches_tracked"))

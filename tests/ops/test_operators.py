@@ -208,6 +208,17 @@ def test_the_generators_norm_and_relu_have_their_derivative(of_batch):
     torch.testing.assert_close(*gradients)
 
 
+def test_the_generators_norm_is_as_exact_as_pytorchs_in_half_precision():
+    torch.manual_seed(0)
+    hidden, norm = 3 * torch.randn(64, 32).bfloat16(), nn.BatchNorm1d(32)
+    norm.running_mean.normal_(std=3)
+    norm.running_var.uniform_(0.01, 2)
+    norm = norm.bfloat16().eval()
+    exact = copy.deepcopy(norm).double()(hidden.double()).relu()
+    found, expected = operators.norm_relu(norm, hidden), norm(hidden).relu()
+    assert (found - exact).abs().mean() <= 1.01 * (expected - exact).abs().mean()
+
+
 def exported(layer, x):
     batch = torch.export.Dim("batch", min=2)
     with torch.no_grad():
